@@ -1,0 +1,52 @@
+"What the tests of all modules share."
+import os, shutil, socket, subprocess, sys
+from pathlib import Path
+import pytest
+from hypothesis import settings
+
+root = Path(__file__).resolve().parent.parent
+settings.register_profile("medchat", deadline=None, max_examples=100, derandomize=True)
+settings.load_profile("medchat")
+
+@pytest.fixture(autouse=True, scope="session")
+def offline():
+    "No test reaches beyond this machine: a connection elsewhere fails as it does without a network."
+    connect = socket.socket.connect
+    def guarded(sock, address):
+        host = address[0] if isinstance(address, tuple) else "localhost" # a unix socket
+        if str(host) not in ("localhost", "::1") and not str(host).startswith("127."): raise OSError(101, f"tests stay offline, but one asked for {host}")
+        return connect(sock, address)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    yield
+    patch.undo()
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    "The folder of published data sets, or a skip."
+    folder = Path(os.environ.get("MEDCHAT_REAL_DATA") or "/nowhere")
+    if not folder.is_dir(): pytest.skip("no real data: set MEDCHAT_REAL_DATA to a folder of published data sets")
+    return folder
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    "Path of a Chromium, or a skip; under CI `make test` has made sure that there is one."
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found: return found
+    if os.environ.get("CI"): pytest.fail("no Chromium, and CI skips nothing")
+    pytest.skip("no Chromium: apt-get install chromium")
+
+@pytest.fixture
+def medchat(tmp_path):
+    "Run `medchat` in a process of its own, in an empty folder."
+    def run(*argv, cwd=tmp_path, **kw):
+        code = "import sys; from medchat.cli import main; sys.exit(main())"
+        env = {**os.environ, "PYTHONPATH": str(root), **kw.pop("env", {})}
+        return subprocess.run([sys.executable, "-c", code, *map(str, argv)], cwd=cwd, env=env, text=True, capture_output=True, **kw)
+    return run
+
+@pytest.fixture
+def no_write(tmp_path) -> Path:
+    "A folder in which nobody can make a file, not even root: it stands under a file."
+    (tmp_path/"a_file").write_text("")
+    return tmp_path/"a_file"/"folder"
