@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from .core import MedchatError, Record, Turn, progress, replacing, write_jsonl
 
 # %% auto #0
-__all__ = ['SIDES', 'PLACES', 'FINDINGS', 'draw_phantom']
+__all__ = ['SIDES', 'PLACES', 'FINDINGS', 'SPLITS', 'draw_phantom', 'phantom_records', 'make_samples']
 
 # %% ../nbs/01_samples.ipynb #0007-exportsi
 SIDES = ("left", "right")
@@ -42,7 +42,7 @@ def _shuffled(rng, items) -> list:
 def _smooth(t):
     "0 below 0, 1 above 1, a smooth cubic in between."
     import numpy as np
-    t = np.clip(t, 0.0, 1.0)
+    t = np.minimum(np.maximum(t, 0.0), 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 def _cover(distance, edge: float): return _smooth(0.5 - distance / edge)
@@ -94,19 +94,16 @@ def _body(rng) -> SimpleNamespace:
 def _film(rng) -> SimpleNamespace:
     "How one picture was taken."
     b = lambda low, high: _between(rng, low, high)
-    short = int(b(112, 201))
-    long = min(224, int(short * b(1.04, 1.14))) if rng.random() < .5 else short
-    width, height = (short, long) if rng.random() < .5 else (long, short)
     return SimpleNamespace(
-        width=width, height=height, turn=b(-.07, .07), zoom=b(.93, 1.04), shift=(b(-.05, .05), b(-.05, .05)),
-        gain=b(.90, 1.08), offset=b(-6, 10), haze=b(2, 5), grain=b(1, 2.5))
+        size=int(b(112, 161)), turn=b(-.07, .07), zoom=b(.93, 1.04), shift=(b(-.05, .05), b(-.05, .05)),
+        gain=b(.90, 1.08), offset=b(-6, 10), haze=b(2, 5), grain=b(.5, 1.5))
 
 def _frame(film):
-    "The body coordinates of each pixel's centre: two arrays, height x width."
+    "The body coordinates of each pixel's centre: two arrays, size x size."
     import numpy as np
-    half = min(film.width, film.height) / 2.0 * film.zoom
-    x = (np.arange(film.width) + 0.5 - film.width / 2.0)[None, :] / half - film.shift[0]
-    y = (np.arange(film.height) + 0.5 - film.height / 2.0)[:, None] / half - film.shift[1]
+    half = film.size / 2.0
+    t = (np.arange(film.size) + 0.5 - half) / (half * film.zoom)
+    x, y = t[None, :] - film.shift[0], t[:, None] - film.shift[1]
     cos = math.sqrt(1.0 - film.turn * film.turn) # turn is the sine of the angle
     return x * cos + y * film.turn, y * cos - x * film.turn
 
@@ -143,6 +140,9 @@ def _vessels(x, y, body, s: int):
     "Brightness of the vessels of one lung, 0..1."
     import numpy as np
     rng, total = _rng(body.vessels, s + 1), np.zeros(x.shape)
+    side = (s * x > 0.1).any(axis=0) # the columns that can hold a vessel: half of the work
+    x, y = x[:, side], y[:, side]
+    some = total[:, side]
     for k in range(9):
         slope = -0.62 + 1.2 * (k + float(rng.random())) / 9
         start, bend, reach = _between(rng, .14, .2), _between(rng, -.10, .12), _between(rng, .42, .58)
@@ -150,7 +150,8 @@ def _vessels(x, y, body, s: int):
         t = np.clip((xs - start) / reach, 0.0, 1.0)
         path = -0.02 + slope * 1.1 * t + bend * t * t
         wide = 0.022 * (1.0 - 0.7 * t)
-        total = np.maximum(total, _cover(np.abs(y - path) * 0.85 - wide, 0.03) * (1 - 0.75 * t) * _smooth((xs - start) / 0.05) * (xs < start + reach))
+        some = np.maximum(some, _cover(np.abs(y - path) * 0.85 - wide, 0.03) * (1 - 0.75 * t) * _smooth((xs - start) / 0.05) * (xs < start + reach))
+    total[:, side] = some
     return total
 
 # %% ../nbs/01_samples.ipynb #0035-exportde
@@ -186,16 +187,17 @@ def _draw_centre(image, x, y, body, heart: tuple):
 def _spots(rng, body, findings: dict) -> SimpleNamespace:
     "The place and size of every finding, whether it is there or not."
     b = lambda low, high: _between(rng, low, high)
-    def place(name, out, upper, lower):
+    def place(name, upper, lower): # each two ranges: outwards, downwards
         side, _, level = str(findings.get(name) or "left upper").partition(" ")
-        return _sign(side) * b(*out), b(*(upper if level == "upper" else lower))
+        out, down = upper if level == "upper" else lower
+        return _sign(side) * b(*out), b(*down)
     return SimpleNamespace(
-        big_heart=(b(.14, .18), b(.20, .25), b(.47, .53), b(.38, .43)),
-        fluid=(b(.02, .14), b(.24, .34)), gap=(b(.20, .27), b(.05, .20)),
-        nodule=(*place("nodule", (.34, .50), (-.44, -.22), (.02, .20)), b(.095, .125)),
-        patch=place("consolidation", (.38, .44), (-.36, -.24), (.10, .20)),
-        blobs=[(b(-.12, .12), b(-.12, .12), b(.14, .20)) for _ in range(4)], patch_rng=int(b(1, 1e6)),
-        tube=(rng.random() < .5, b(-.02, .02), b(.62, .85), _pick(rng, (-1, 1)), b(.018, .022)))
+        big_heart=(b(.15, .19), b(.20, .25), b(.45, .51), b(.38, .43)),
+        fluid=(b(-.04, .10), b(.22, .32)), gap=(b(.26, .33), b(.15, .30)),
+        nodule=(*place("nodule", ((.34, .50), (-.44, -.24)), ((.44, .57), (.06, .24))), b(.12, .15)),
+        patch=place("consolidation", ((.38, .44), (-.38, -.26)), ((.45, .51), (.12, .22))),
+        blobs=[(b(-.12, .12), b(-.12, .12), b(.16, .22)) for _ in range(4)], patch_rng=int(b(1, 1e6)),
+        tube=(rng.random() < .5, b(-.02, .02), b(.62, .85), _pick(rng, (-1, 1)), b(.020, .025)))
 
 # %% ../nbs/01_samples.ipynb #0041-exportde
 def _draw_lung(image, x, y, body, s: int, findings: dict, spots):
@@ -203,22 +205,22 @@ def _draw_lung(image, x, y, body, s: int, findings: dict, spots):
     import numpy as np
     shape, xs, wall, dome = _lung(x, y, body, s)
     inside = _cover(shape, 0.035)
-    level = 46.0 + 16.0 * _smooth((y + 0.1) / 0.6) + 8.0 * _smooth((0.3 - xs) / 0.2)
+    level = 60.0 + 12.0 * _smooth((y + 0.1) / 0.6) + 8.0 * _smooth((0.3 - xs) / 0.2)
     hilum = 44.0 * _cover(_ellipse(xs, y, 0.17, -0.01, 0.10, 0.17), 0.14)
     lung = level + hilum + 52.0 * _vessels(x, y, body, s)
     if _sign(findings.get("pneumothorax", "")) == s and "pneumothorax" in findings:
         depth, end = spots.gap
-        edge = wall + depth * (1.0 - 0.75 * _smooth((y + 0.45) / (end + 0.6)))
-        lung = _mix(lung + 12.0, 12.0, _cover(-edge, 0.025))
-        lung = lung + 105.0 * _cover(np.abs(edge) - 0.013, 0.022)
+        edge = wall + depth * (1.0 - 0.6 * _smooth((y + 0.45) / (end + 0.6)))
+        lung = _mix(lung + 8.0, 8.0, _cover(-edge, 0.025))
+        lung = lung + 120.0 * _cover(np.abs(edge) - 0.016, 0.022) * _smooth((xs - 0.28) / 0.12)
     image = _mix(image, lung, inside)
     if _sign(findings.get("effusion", "")) == s and "effusion" in findings:
         rise, low = spots.fluid
         t = np.clip((xs - 0.1) / (body.lung - 0.1), 0.0, 1.1)
         surface = low + 0.14 - (low - rise + 0.22) * t * t
         under = _cover(np.maximum(surface - y, shape - 0.04 * _smooth((y - 0.3) / 0.2)), 0.06)
-        floor = _cover(np.maximum(np.maximum(wall, 0.1 - xs), 0.30 - y), 0.05) * _smooth((dome + 0.16 - y) / 0.1)
-        image = _mix(image, 172.0, np.maximum(under, floor * _smooth((y - surface) / 0.06)))
+        floor = _cover(np.maximum(np.maximum(wall, 0.1 - xs), 0.30 - y), 0.10) * _smooth((dome + 0.24 - y) / 0.24)
+        image = _mix(image, 190.0, np.maximum(under, floor * _smooth((y - surface) / 0.06)))
     return image
 
 # %% ../nbs/01_samples.ipynb #0044-exportde
@@ -232,10 +234,10 @@ def _draw_spots(image, x, y, findings: dict, spots):
             ux, uy = (x - cx - dx) / r, (y - cy - dy) / r
             fog = fog + np.maximum(1.0 - (ux * ux + uy * uy) * 0.42, 0.0) ** 2
         patchy = 0.82 + 0.18 * _cloud(_rng(spots.patch_rng), 14, *image.shape)
-        image = image + (172.0 - image) * _smooth(fog * 0.62) * patchy * (image < 172)
+        image = image + (204.0 - image) * _smooth(fog * 0.62) * patchy * (image < 204)
     if "nodule" in findings:
         cx, cy, r = spots.nodule
-        image = _mix(image, np.maximum(212.0, image + 60.0), _cover(_ellipse(x, y, cx, cy, r, r), 0.035))
+        image = _mix(image, np.maximum(230.0, image + 60.0), _cover(_ellipse(x, y, cx, cy, r, r), 0.035))
     return image
 
 def _draw_tube(image, x, y, spots):
@@ -251,7 +253,7 @@ def draw_phantom(
     patient: int = 0, # number of the patient: sets the shape of the body
     visit: int = 0,   # number of the film of this patient: sets size, pose and exposure
     seed: int = 0,
-):  # uint8 array, height x width, 112 to 224 a side
+):  # uint8 array, square, 112 to 160 pixels a side
     "Draw one chest film."
     import numpy as np
     for name, place in findings.items():
@@ -267,4 +269,209 @@ def draw_phantom(
     image = _draw_spots(_draw_centre(image, x, y, body, heart), x, y, findings, spots)
     if "tube" in findings: image = _draw_tube(image, x, y, spots)
     image = image * film.gain + film.offset + film.haze * _cloud(rng, 5, *image.shape) + film.grain * _cloud(rng, 40, *image.shape)
-    return (np.floor(np.clip(image, 0.0, 255.0) / 4.0 + 0.5) * 4.0).clip(0, 255).astype(np.uint8)
+    return (np.floor(np.clip(image, 0.0, 255.0) / 5.0 + 0.5) * 5.0).astype(np.uint8)
+
+# %% ../nbs/01_samples.ipynb #0052-exportde
+_DECK = tuple((name, place) for name, places in FINDINGS.items() for place in places * (4 // len(places)))
+_HIDES = {"effusion": "lower", "pneumothorax": "upper"} # covers, or pushes away, what lies there on its side
+
+def _fits(found: dict, name: str, place) -> bool:
+    "Can this finding be seen beside the others?"
+    both = {**found, name: place}
+    spots = [both[n] for n in ("nodule", "consolidation") if n in both]
+    covered = {f"{both[n]} {level}" for n, level in _HIDES.items() if n in both}
+    if "cardiomegaly" in both: covered.add("left lower")
+    return name not in found and not covered & set(spots) and len(set(spots)) == len(spots)
+
+def _deal(rng, n: int) -> list[dict]:
+    "The findings of `n` films: a fifth of them normal."
+    sick, deck, dealt = n - n // 5, [], []
+    for k in _shuffled(rng, [0] * (n // 5) + [(1, 2, 1, 2, 3)[i % 5] for i in range(sick)]):
+        found, aside = {}, []
+        while len(found) < k:
+            deck = deck or _shuffled(rng, _DECK)
+            name, place = deck.pop()
+            if _fits(found, name, place): found[name] = place
+            else: aside.append((name, place))
+        deck = aside + deck
+        dealt.append({name: found[name] for name in FINDINGS if name in found})
+    return dealt
+
+# %% ../nbs/01_samples.ipynb #0055-exportsp
+SPLITS = {"test": 150, "validation": 100, "train": 600} # films
+
+def _films(seed: int) -> list[SimpleNamespace]:
+    "All films with split, patient, visit, findings and the name of the image; not drawn yet."
+    films, patient = [], 0
+    for k, (split, n) in enumerate(SPLITS.items()):
+        rng, left = _rng(seed, 0, k, 4), 0
+        for i, findings in enumerate(_deal(rng, n)):
+            visit = 1 if left else 0
+            if not visit: patient, left = patient + 1, int(rng.random() < .3 and i < n - 1)
+            else: left = 0
+            group = f"p{patient:04}"
+            films.append(SimpleNamespace(split=split, patient=patient, visit=visit, group=group, findings=findings,
+                                         image=f"images/{group}{'b' if visit else ''}.png"))
+    return films
+
+# %% ../nbs/01_samples.ipynb #0058-exportno
+_NOUNS = {"cardiomegaly": "an enlarged heart", "effusion": "a pleural effusion", "pneumothorax": "a pneumothorax",
+          "nodule": "a nodule", "consolidation": "a consolidation", "tube": "a tube"}
+
+def _bare(name: str) -> str: return _NOUNS[name].split(" ", 1)[1]
+
+def _where(place, answer: bool = False) -> str:
+    "A place in words: in a sentence, or as an answer."
+    if place is True: return ""
+    if place in SIDES: return f"{place} side" if answer else f"on the {place}"
+    return f"{place} lung" if answer else f"in the {place} lung"
+
+def _listed(findings: dict) -> str:
+    "The findings as an answer."
+    return ", ".join(" ".join(filter(None, ("" if p is True else p, _bare(n)))) for n, p in findings.items()) or "none"
+
+def _sentence(findings: dict) -> str:
+    "The findings as a phrase."
+    parts = [f"{_NOUNS[n]} {_where(p)}".strip() for n, p in findings.items()]
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+
+# %% ../nbs/01_samples.ipynb #0061-exportde
+def _report(findings: dict) -> str:
+    "A short report: findings, then the impression."
+    said = ["The heart is enlarged." if "cardiomegaly" in findings else "The heart is of normal size."]
+    said += [f"There is {_NOUNS[n]} {_where(p)}".strip() + "." for n, p in findings.items() if n != "cardiomegaly"]
+    if not set(findings) & {"nodule", "consolidation"}: said.append("The lungs are clear.")
+    if not set(findings) & {"effusion", "pneumothorax"}: said.append("No pleural effusion or pneumothorax.")
+    return f"Findings: {' '.join(said)} Impression: {_listed(findings) if findings else 'normal'}."
+
+def _caption(findings: dict) -> str:
+    return f"A chest film with {_sentence(findings)}." if findings else "A normal chest film."
+
+# %% ../nbs/01_samples.ipynb #0064-exportas
+_ASK = { # question type -> two ways to ask; x is the finding, w its place
+    "presence": ("Is there {x}?", "Does the film show {x}?"),
+    "place": ("Is there {x} {w}?", "Does the film show {x} {w}?"),
+    "normal": ("Is this chest film normal?", "Is the film normal?"),
+    "side": ("Is the {b} on the left or the right?", "On which side is the {b}, left or right?"),
+    "where": ("Where is the {b}?", "In which part of the film is the {b}?"),
+    "abnormality": ("What abnormality is seen?", "What is wrong on this film?"),
+    "caption": ("Describe the film.", "Describe this chest film in one sentence."),
+    "report": ("Write a report.", "Write a short report of this film.")}
+
+def _question(kind: str, way: int, finding: str = "overall", place=True) -> str:
+    "The text of a question."
+    if kind == "presence" and finding == "cardiomegaly" and way == 0: return "Is the heart enlarged?"
+    x = _NOUNS.get(finding, finding + " ")
+    return _ASK[kind][way].format(x=x, b=x.split(" ", 1)[1], w=_where(place))
+
+# %% ../nbs/01_samples.ipynb #0067-exportde
+def _answer(kind: str, findings: dict, finding: str = "overall", place=True) -> str:
+    "The right answer to a question about a film with these findings."
+    yes_no = lambda true: "yes" if true else "no"
+    if kind == "presence": return yes_no(finding in findings)
+    if kind == "place": return yes_no(findings.get(finding) == place)
+    if kind == "normal": return yes_no(not findings)
+    if kind == "side": return findings[finding].split()[0]
+    if kind == "where": return _where(findings[finding], answer=True)
+    return {"abnormality": _listed, "caption": _caption, "report": _report}[kind](findings)
+
+# %% ../nbs/01_samples.ipynb #0070-exportde
+def _paired(rng, yes: list, no: list, kind: str, *about) -> list[tuple]:
+    "As many films of either answer, each pair asked in the same words: (film, question type, way to ask, about)."
+    pairs = list(zip(_shuffled(rng, yes), _shuffled(rng, no)))
+    pairs = pairs[: max(2, len(pairs) * 3 // 4)] # three quarters keep the file small
+    return [(film, kind, i % 2, *about) for i, pair in enumerate(pairs) for film in pair]
+
+def _closed(rng, films: list) -> list[tuple]:
+    "The closed questions of one split."
+    sick = [f for f in films if f.findings]
+    asked = _paired(rng, [f for f in films if not f.findings], sick, "normal")
+    for name, places in FINDINGS.items():
+        have, free = [f for f in films if name in f.findings], [f for f in films if name not in f.findings]
+        asked += _paired(rng, have, free, "presence", name)
+        if places == (True,): continue
+        left, right = ([f for f in have if f.findings[name].startswith(s)] for s in SIDES)
+        asked += _paired(rng, left, right, "side", name)
+        for place in places:
+            yes = [f for f in have if f.findings[name] == place]
+            other = _shuffled(rng, [f for f in have if f.findings[name] != place])[: len(yes) // 2]
+            no = other + _shuffled(rng, free)[: len(yes) - len(other)]
+            asked += _paired(rng, yes, no, "place", name, place)
+    return asked
+
+# %% ../nbs/01_samples.ipynb #0073-exportde
+def _open(rng, films: list) -> list[tuple]:
+    "Caption, report and open questions of one split."
+    way = lambda: int(rng.random() * 2)
+    asked = [(f, kind, way()) for f in films for kind in ("caption", "report", "abnormality")]
+    return asked + [(f, "where", way(), n) for f in films for n, p in f.findings.items() if p is not True]
+
+def _to_record(film, i: int, kind: str, way: int, finding: str = "overall", place=True) -> Record:
+    "Question number `i` about a film."
+    meta = {"findings": film.findings, "finding": finding, "question_type": kind}
+    if kind == "place": meta["place"] = place
+    said = [Turn("user", _question(kind, way, finding, place)), Turn("assistant", _answer(kind, film.findings, finding, place))]
+    told = kind in ("caption", "report")
+    return Record(
+        id=f"{Path(film.image).stem}-{i}", images=[film.image], turns=said, kind=kind if told else "vqa",
+        answer_type=None if told else "open" if kind in ("where", "abnormality") else "closed",
+        split=film.split, group=film.group, source="medchat phantoms", licence="CC0-1.0", meta=meta)
+
+# %% ../nbs/01_samples.ipynb #0075-exportde
+def phantom_records(
+    seed: int = 0, # another seed gives other patients
+) -> list[Record]: # film by film; the images are not drawn
+    "Captions, reports, questions and answers about all films."
+    films = _films(seed)
+    asked = {film.image: [] for film in films}
+    for k, split in enumerate(SPLITS):
+        rng, inside = _rng(seed, 0, k, 5), [f for f in films if f.split == split]
+        for film, *about in _open(rng, inside) + _closed(rng, inside): asked[film.image].append((film, about))
+    return [_to_record(film, i, *about) for told in asked.values() for i, (film, about) in enumerate(told)]
+
+# %% ../nbs/01_samples.ipynb #0080-exportde
+def _check_out(out: Path):
+    "Refuse a file, and a folder with anything in it that we did not write."
+    if not out.exists(): return
+    names = {p.name for p in out.iterdir()} if out.is_dir() else {"a file"}
+    images = {p.suffix for p in (out/"images").iterdir()} if "images" in names and (out/"images").is_dir() else set()
+    readme = out/"README.md"
+    ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
+    if names and not (ours and names <= {"README.md", "records.jsonl", "images"} and images <= {".png"}):
+        raise MedchatError("not empty, and not a folder of phantoms", out, "Name a new folder: medchat samples --out NEW_FOLDER")
+
+_TITLE = "# medchat phantoms"
+
+def _readme(records: list[Record], seed: int) -> str:
+    "What the folder is, with its counts."
+    lines = [_TITLE, "", "Synthetic chest films with questions and answers. Drawn by a program: no patient, no hospital, no clinical meaning.",
+             "Licence: CC0-1.0. Left and right are the patient's: the patient's left is on the viewer's right.", "",
+             f"Make them again: `medchat samples --out DIR --seed {seed}`", "",
+             "| split | patients | films | captions | reports | closed questions | open questions |", "|---|---|---|---|---|---|---|"]
+    for split in ("train", "validation", "test"):
+        rows = [r for r in records if r.split == split]
+        kinds = [sum(r.kind == k for r in rows) for k in ("caption", "report")] + [sum(r.answer_type == t for r in rows) for t in ("closed", "open")]
+        lines.append(f"| {split} | {len({r.group for r in rows})} | {len({r.images[0] for r in rows})} | " + " | ".join(map(str, kinds)) + " |")
+    return "\n".join(lines) + "\n"
+
+# %% ../nbs/01_samples.ipynb #0082-exportde
+def make_samples(
+    out: Path,     # folder to write: records.jsonl, images/ and README.md
+    seed: int = 0, # another seed draws other patients
+) -> Path:         # `out`
+    "Draw the chest phantoms and write questions about them."
+    from PIL import Image
+    out = Path(out)
+    if seed < 0: raise MedchatError("a seed is 0 or more", seed, "Choose another --seed")
+    _check_out(out)
+    records = phantom_records(seed)
+    with replacing(out) as tmp:
+        (tmp/"images").mkdir(parents=True)
+        for f in progress(_films(seed), desc="drawing"):
+            pixels = draw_phantom(f.findings, patient=f.patient, visit=f.visit, seed=seed)
+            Image.fromarray(pixels).save(tmp/f.image, compress_level=8)
+        write_jsonl(tmp/"records.jsonl", (r.to_dict() for r in records))
+        (tmp/"README.md").write_text(_readme(records, seed), encoding="utf-8", newline="\n")
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    print(f"{len(_films(seed))} films, {len(records)} records, {size / 1e6:.1f} MB in {out}")
+    return out
