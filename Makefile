@@ -12,7 +12,7 @@ PYTHONS := python3 python3.11 python3.12 python3.10
 endif
 FITS := import sys, ensurepip, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: help install demo test sync outputs browser clean
+.PHONY: help install demo test sync outputs screenshots browser clean
 
 help:
 	@echo "make demo            train on the shipped samples, evaluate, and open the chat page (APP=0: without the page; PORT=$(PORT))"
@@ -20,6 +20,7 @@ help:
 	@echo "make install         only .venv with the medchat command in it (PYTHON=python3.12 to choose the Python)"
 	@echo "make sync            after editing notebooks: clean them, export medchat/, write README.md"
 	@echo "make outputs NB=...  run a notebook and keep its outputs (FLAGS=\"slow gpu\": those cells too)"
+	@echo "make screenshots     the pictures of the chat page in nbs/images"
 	@echo "make clean           remove what demo and the tests wrote; .venv stays"
 
 install: .venv/.installed
@@ -45,7 +46,7 @@ install: .venv/.installed
 
 # Each command of the demo is shown before it runs, so that you can type it yourself.
 run = @echo; echo "$$ medchat $(1)"; $(BIN)/medchat $(1)
-TRAIN = --vision-layers --learning-rate 3e-3 --batch-size 16 --gradient-accumulation 1 --max-steps 500
+TRAIN = --kinds vqa --turns-per-image 4 --vision-layers --learning-rate 3e-3 --batch-size 16 --gradient-accumulation 1 --max-steps 900
 
 demo: .venv/.installed
 	@rm -rf demo && mkdir demo
@@ -75,6 +76,10 @@ sync: .venv/.dev
 
 outputs: .venv/.dev
 	@$(BIN)/python .ci/outputs.py $(NB) $(FLAGS)
+
+screenshots: .venv/.dev browser
+	@mkdir -p nbs/images
+	@MEDCHAT_SCREENSHOTS=nbs/images $(BIN)/python -m pytest tests/test_app.py -k whole_way
 
 clean:
 	rm -rf demo .pytest_cache .hypothesis build dist *.egg-info

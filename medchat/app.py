@@ -102,7 +102,7 @@ def say_error(
     return f"{error.problem[:1].upper()}{error.problem[1:]}{name}. {error.hint}".strip().rstrip(".") + "."
 
 # %% ../nbs/18_app.ipynb #0024-exportex
-example_questions = ["Is the heart enlarged?", "Is there a pleural effusion?", "Is there a pneumothorax?", "Is there a nodule?", "Describe the image."]
+example_questions = ["Is the heart enlarged?", "Is there a pleural effusion?", "Is there a pneumothorax?", "Is there a nodule?", "What abnormality is seen?"]
 
 def example_images(
     count: int = 4,

@@ -220,6 +220,11 @@ def _timed(model, *args, adapter: bool, **kwargs) -> tuple[list[str], float]:
     return replies, time.perf_counter() - start
 
 # %% ../nbs/14_evaluate.ipynb #0035-exportde
+def _about(data, split: str, **options) -> dict:
+    "What the scores depend on besides the run."
+    return dict(split=split, data=Path(data).resolve().name, data_sha256=data_hash(data), leaks=leaks_of(data, split), **options,
+                generation="greedy", interval="95%, bootstrap over groups", versions=versions())
+
 def _summary(result: dict, questions, base, tuned) -> str:
     "What the terminal shows of one run."
     part = f"{len(questions):,} of its questions" if result["limit"] else f"{len(questions):,} questions"
@@ -244,8 +249,7 @@ def evaluate(
     try: always = majority_replies(read_questions(read_dataset(data, "train")), questions)
     except MedchatError: always = None # there is no training split
     name = f"{split}-{limit}" if limit else split
-    about = dict(split=split, limit=limit, data=Path(data).resolve().name, data_sha256=data_hash(data), leaks=leaks_of(data, split), batch_size=batch_size,
-                 max_new_tokens=max_new_tokens, generation="greedy", interval="95%, bootstrap over groups", versions=versions())
+    about = _about(data, split, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
     for run, config in runs:
         ask = dict(processor=None, dataset=dataset, questions=questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
         model, ask["processor"] = load_run(run)

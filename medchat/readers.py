@@ -165,7 +165,11 @@ def _own_record(base: Path, where: str, row: dict) -> Record:
     return Record(**{**{k: v for k, v in row.items() if k in names}, "images": images, "turns": turns, "meta": meta})
 
 @reader("records", "a JSONL file (or a folder with records.jsonl) of Records, or rows image_path, instruction, context, response", rows=_records_rows)
-def records(base, where, row):
+def records(
+    base,  # folder that image paths are relative to
+    where, # the row's place, such as "records.jsonl:3"
+    row,   # what stands there
+):
     "Our own lines, or the four-field rows of the tutorials."
     if not isinstance(row, dict): raise ValueError(f"a row must be an object, not {type(row).__name__}")
     if "turns" in row: record = _own_record(base, where, row)
@@ -208,7 +212,11 @@ def mend_text(
 # %% ../nbs/04_readers.ipynb #0035-exportre
 @reader("vqa_rad", "the folder data_RAD with trainset.json, testset.json and images/ (or the original 'VQA_RAD Dataset Public.json')",
         rows=_rad_rows, base=_rad_home)
-def vqa_rad(home, where, row):
+def vqa_rad(
+    home,  # the folder data_RAD
+    where, # the row's place, such as "trainset.json:3"
+    row,   # what stands there
+):
     "One question of VQA-RAD."
     if not isinstance(row, dict): raise ValueError(f"a row must be an object, not {type(row).__name__}")
     raw = [to_text(row["question"], "question"), to_text(row["answer"], "answer")]

@@ -17,7 +17,7 @@ from .plots import in_notebook, make_live_plot, read_log
 __all__ = ['reply_spans', 'make_labels', 'VisionCollator', 'Mask', 'show_mask', 'join_rows', 'plan_turns', 'join_turns',
            'longest_rows', 'make_receipt', 'log_row', 'make_logger', 'catching_interrupt', 'data_hash', 'versions',
            'last_checkpoint', 'check_run', 'cut_log', 'answer_loss', 'trainer_arguments', 'make_trainer', 'count_steps',
-           'make_config', 'finish_run', 'pick_records', 'train']
+           'make_config', 'finish_run', 'pick_records', 'pick_kinds', 'train']
 
 # %% ../nbs/12_train.ipynb #0007-exportde
 def reply_spans(
@@ -215,6 +215,7 @@ def make_logger(
                     raise MedchatError(f"the {name} is no longer a number", f"step {state.global_step}", "Lower --learning-rate and train into a new run")
             with open(run/"log.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
             if "loss" in row: self.bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+            if self.bar.disable and "eval_loss" in row: print(f"step {row['step']} of {total}: validation loss {row['eval_loss']:.3f}", file=sys.stderr) # no terminal, so no bar
         def interrupt(self, *_):
             if self.stopped: raise KeyboardInterrupt
             self.stopped = True
@@ -412,6 +413,17 @@ def pick_records(
     return split.select_columns(["id", "messages", "images"]).select(sorted(random.Random(seed).sample(range(len(split)), min(n, len(split)))))
 
 # %% ../nbs/12_train.ipynb #0051-exportde
+def pick_kinds(
+    dataset,    # its splits, with a column kind
+    kinds: str, # such as "vqa,caption"; empty: all
+):
+    "The dataset with some kinds of records only."
+    wanted = {k.strip() for k in kinds.split(",")} - {""}
+    found = {k for split in dataset.values() for k in split.unique("kind")} if wanted else set()
+    if wanted - found: raise MedchatError("no records of this kind", ", ".join(sorted(wanted - found)), f"The dataset has: {', '.join(sorted(found))}")
+    return type(dataset)({name: split.select([i for i, k in enumerate(split["kind"]) if k in wanted]) for name, split in dataset.items()}) if wanted else dataset
+
+# %% ../nbs/12_train.ipynb #0054-exportde
 def _fit(run, settings, steps, checkpoint, model, processor, collate, learning, checking, callbacks):
     "Train until done or stopped."
     done = json.loads((checkpoint/"trainer_state.json").read_text())["global_step"] if checkpoint else 0
@@ -427,10 +439,11 @@ def _fit(run, settings, steps, checkpoint, model, processor, collate, learning, 
     if trainer.state.global_step < steps: raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {steps}")
     return finish_run(run, trainer, processor, settings["base"])
 
-# %% ../nbs/12_train.ipynb #0052-exportde
+# %% ../nbs/12_train.ipynb #0055-exportde
 def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
     "The work of `train`: look at everything first, then make the run folder, then train."
     s, dataset = settings, read_dataset(settings["data"])
+    dataset = pick_kinds(dataset, s["kinds"])
     if "train" not in dataset: raise MedchatError("the dataset has no training split", s["data"], f"It has: {', '.join(dataset)}")
     learning = join_turns(dataset["train"], s["turns_per_image"], s["seed"])
     steps = count_steps(len(learning), s)
@@ -449,7 +462,7 @@ def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
     checking = pick_records(dataset.get("validation"), s["eval_records"], s["seed"])
     return _fit(run, s, steps, checkpoint, model, processor, collate, learning, checking, callbacks)
 
-# %% ../nbs/12_train.ipynb #0053-exportde
+# %% ../nbs/12_train.ipynb #0056-exportde
 def train(
     data: str,                     # dataset folder made by `medchat convert`
     *,
@@ -472,6 +485,7 @@ def train(
     mlp: bool = True,              # adapt MLP layers
     load_in_4bit: bool = True,     # QLoRA; off: LoRA on the stored precision
     turns_per_image: int = 1,      # questions about one image put into one conversation
+    kinds: str = "",               # learn from these kinds of records only, such as vqa,caption; default: all
     eval_steps: int | None = None, # steps between two validation losses; default: a tenth of the run
     eval_records: int = 64,        # validation records looked at each time
     save_steps: int = 100,         # steps between two checkpoints
@@ -481,4 +495,4 @@ def train(
 ) -> Path: # the run folder
     "Fine-tune a base on a dataset: QLoRA, answers only."
     settings = {k: v for k, v in locals().items() if k not in ("run", "resume", "callbacks")}
-    return _train(Path(run), settings, resume, list(callbacks))
+    return _train(Path(run), settings | dict(data=str(data), base=str(base)), resume, list(callbacks))

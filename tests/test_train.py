@@ -382,3 +382,16 @@ def test_training_is_quiet_and_asks_nobody(data, tmp_path, capfd, recwarn, monke
     out, err = capfd.readouterr()
     eq(len(out.splitlines()), 1); eq(err, ""); eq(asked, [])
     eq([str(w.message)[:80] for w in recwarn if "medchat" not in str(w.filename)], [])
+
+def test_only_some_kinds_of_records(data, tmp_path):
+    rows = [dict(id=f"{kind}{i}", images=[f"{i}.png"], turns=[dict(role="user", text="What?"), dict(role="assistant", text=f"a {kind}")], kind=kind, split="train", group=str(i))
+            for i in range(3) for kind in ("caption", "vqa")]
+    for i in range(3): picture(i).save(tmp_path/f"{i}.png")
+    (tmp_path/"records.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    both = str(convert(tmp_path, format="records", out=tmp_path/"data"))
+    run = train(both, run=tmp_path/"run", kinds="caption", **{**SHORT, "max_steps": 1})
+    eq(json.loads((run/"config.json").read_text())["records"], {"train": 3})
+    receipt = (run/"receipt.md").read_text()
+    assert "a caption" in receipt and "a vqa" not in receipt
+    with pytest.raises(MedchatError, match="no records of this kind: film. The dataset has: caption, vqa"): train(both, run=tmp_path/"other", kinds="film", **SHORT)
+    assert not (tmp_path/"other").exists()
