@@ -20,7 +20,7 @@ help:
 	@echo "make install         only .venv with the medchat command in it (PYTHON=python3.12 to choose the Python)"
 	@echo "make sync            after editing notebooks: clean them, export medchat/, write README.md"
 	@echo "make outputs NB=...  run a notebook and keep its outputs (FLAGS=\"slow gpu\": those cells too)"
-	@echo "make screenshots     the pictures of the chat page in nbs/images"
+	@echo "make screenshots     the pictures of the chat page in nbs/images, with the run of make demo"
 	@echo "make clean           remove what demo and the tests wrote; .venv stays"
 
 install: .venv/.installed
@@ -78,8 +78,9 @@ outputs: .venv/.dev
 	@$(BIN)/python .ci/outputs.py $(NB) $(FLAGS)
 
 screenshots: .venv/.dev browser
+	@test -d demo/run || { echo "no demo/run to show. First: make demo APP=0" >&2; exit 2; }
 	@mkdir -p nbs/images
-	@MEDCHAT_SCREENSHOTS=nbs/images $(BIN)/python -m pytest tests/test_app.py -k whole_way
+	@MEDCHAT_SCREENSHOTS=nbs/images MEDCHAT_RUN=demo/run $(BIN)/python -m pytest tests/test_app.py -k whole_way
 
 clean:
 	rm -rf demo .pytest_cache .hypothesis build dist *.egg-info

@@ -348,7 +348,7 @@ socket.getaddrinfo = lookup
 """
 
 @pytest.fixture(scope="module")
-def real_run(tmp_path_factory): return make_run(tmp_path_factory.mktemp("runs")/"demo")
+def real_run(tmp_path_factory): return Path(os.environ.get("MEDCHAT_RUN") or make_run(tmp_path_factory.mktemp("runs")/"demo")).resolve() # for the screenshots: a run that has learnt something
 
 def test_the_whole_way(browser, real_run, tmp_path):
     from medchat.chat import Chat
