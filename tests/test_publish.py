@@ -321,13 +321,12 @@ def test_pulled_run_answers_as_before(hub, client, tmp_path):
     from PIL import Image
     from medchat.messages import user_message
     from medchat.models import generate_replies, load_run
-    run = make_run(tmp_path/"real")
     picture = tmp_path/"film.png"
     Image.radial_gradient("L").resize((112, 112)).save(picture)
     question = "What is in the left upper area?"
-    [before] = generate_replies(*load_run(run), [[user_message(question, 1)]], [[picture]], max_new_tokens=40)
-    [untuned] = generate_replies(*load_run(run, with_adapter=False), [[user_message(question, 1)]], [[picture]], max_new_tokens=40)
-    assert before and before != untuned    # the adapter matters, or the test would prove nothing
+    ask = lambda run, **options: generate_replies(*load_run(run, **options), [[user_message(question, 1)]], [[picture]], max_new_tokens=40)[0]
+    untuned = ask(make_run(tmp_path/"0", seed=0), with_adapter=False)
+    run, before = next((run, said) for seed in range(9) if (said := ask(run := make_run(tmp_path/f"real {seed}", seed=seed))) not in ("", untuned)) # its adapter matters, or the test would prove nothing
     code, out, err = client("push", run, "ada/real")
     assert code == 0, err
     from medchat.core import sample_data
