@@ -46,7 +46,7 @@ install: .venv/.installed
 
 # Each command of the demo is shown before it runs, so that you can type it yourself.
 run = @echo; echo "$$ medchat $(1)"; $(BIN)/medchat $(1)
-TRAIN = --kinds vqa --turns-per-image 4 --vision-layers --learning-rate 3e-3 --batch-size 16 --gradient-accumulation 1 --max-steps 900
+TRAIN = --kinds vqa --turns-per-image 8 --vision-layers --learning-rate 6e-3 --warmup-steps 60 --batch-size 16 --gradient-accumulation 1 --max-steps 800
 
 demo: .venv/.installed
 	@rm -rf demo && mkdir demo

@@ -4,21 +4,21 @@
 
 # %% ../nbs/18_app.ipynb #0004-exportfr
 from __future__ import annotations
-import html, os, signal, socket, sys, tempfile, threading, time
+import html, os, socket, tempfile, threading, time
 from abc import ABCMeta
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 from fastcore.basics import patch
 from .chat import Chat
-from .core import DISCLAIMER, MedchatError, need, read_jsonl, sample_data
+from .core import DISCLAIMER, MedchatError, ending_well, need, read_jsonl, sample_data
 from .images import load_image
 from .messages import clean_text
 from .models import read_run
 
 # %% auto #0
 __all__ = ['example_questions', 'page_css', 'Session', 'say_error', 'example_images', 'page_theme', 'build_app', 'check_port',
-           'at_home', 'launch_app', 'ending_well', 'app']
+           'at_home', 'launch_app', 'app']
 
 # %% ../nbs/18_app.ipynb #0007-exportcl
 class Session:
@@ -154,7 +154,10 @@ def page_theme():
 # %% ../nbs/18_app.ipynb #0030-exportde
 def _scan(gr):
     "Gradio's image box, handing over the file as it was uploaded: `load_image` decides what is an image."
-    own = dict(preprocess=lambda self, payload: payload.path if payload else None, is_template=True, __module__=__name__)
+    async def only_uploaded(self, path):
+        if path and not Path(path).is_file(): raise gr.Error("That image was not uploaded.", print_exception=False) # Gradio would fetch an address
+        return await gr.Image.async_move_resource_to_block_cache(self, path)
+    own = dict(preprocess=lambda self, payload: payload.path if payload else None, async_move_resource_to_block_cache=only_uploaded, is_template=True, __module__=__name__)
     return ABCMeta.__new__(type(gr.Image), "Image", (gr.Image,), own) # by ABCMeta: Gradio's own way would write a file beside this module
 
 # %% ../nbs/18_app.ipynb #0031-exportde
@@ -294,16 +297,7 @@ def launch_app(
     except OSError as e: raise MedchatError("the port is in use", port, f"Choose another: --port {port + 1}") from e
     return f"http://127.0.0.1:{port}"
 
-# %% ../nbs/18_app.ipynb #0047-exportco
-@contextmanager
-def ending_well():
-    "Inside: being told to terminate ends the program in order, so that uploads are removed."
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    old = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try: yield
-    finally: signal.signal(signal.SIGTERM, old)
-
-# %% ../nbs/18_app.ipynb #0049-exportde
+# %% ../nbs/18_app.ipynb #0048-exportde
 def _open_browser(address: str):
     "Open the page in a graphical browser, if there is one."
     import webbrowser

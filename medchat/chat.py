@@ -169,6 +169,7 @@ def chat(
 ):
     "Ask the tuned model of a run one question about one image."
     if not clean_text(question): raise MedchatError("no question", hint=f'Add one: medchat chat {run} --image FILE --question "Is the heart enlarged?"')
+    if not max_new_tokens > 0: raise MedchatError("max_new_tokens must be above 0", max_new_tokens)
     read_run(run)
     pictures = [load_image(image)] if image else []
     talk, said = Chat.of_run(run, max_new_tokens), ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Literal, Union, get_args, get_origin
 
 import medchat
-from .core import DISCLAIMER, MedchatError
+from .core import DISCLAIMER, MedchatError, ending_well
 
 # %% auto #0
 __all__ = ['COMMANDS', 'BY_PLACE', 'EXAMPLES', 'make_parser', 'main']
@@ -186,7 +186,7 @@ def main(
     argv = list(sys.argv[1:] if argv is None else argv)
     debug, argv = "--debug" in argv, [a for a in argv if a != "--debug"]
     try:
-        _dispatch(argv)
+        with ending_well(): _dispatch(argv)
         sys.stdout.flush()
         return 0
     except SystemExit as e: return e.code or 0 # 0 is `--help` of a command

@@ -4,15 +4,15 @@
 
 # %% ../nbs/00_core.ipynb #0004-exportfr
 from __future__ import annotations
-import errno, importlib, json, os, random, shutil, sys
+import errno, importlib, json, os, random, shutil, signal, sys, threading
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
 # %% auto #0
-__all__ = ['DISCLAIMER', 'KINDS', 'MedchatError', 'need', 'Turn', 'Record', 'check_record', 'replacing', 'read_jsonl',
-           'write_jsonl', 'set_seed', 'progress', 'sample_data']
+__all__ = ['DISCLAIMER', 'KINDS', 'MedchatError', 'need', 'Turn', 'Record', 'check_record', 'replacing', 'ending_well',
+           'read_jsonl', 'write_jsonl', 'set_seed', 'progress', 'sample_data']
 
 # %% ../nbs/00_core.ipynb #0007-exportdi
 DISCLAIMER = "Draft. Not for clinical use."
@@ -147,7 +147,17 @@ def replacing(
             _remove(tmp)
             for p in made: p.rmdir() if p.is_dir() and not any(p.iterdir()) else None
 
-# %% ../nbs/00_core.ipynb #0039-exportde
+# %% ../nbs/00_core.ipynb #0037-exportco
+@contextmanager
+def ending_well():
+    "Inside: SIGTERM and SIGHUP end the program in order, so that nothing temporary stays."
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    old = {s: signal.signal(s, lambda number, _: sys.exit(128 + number)) for n in ("SIGTERM", "SIGHUP") if (s := getattr(signal, n, None))}
+    try: yield
+    finally:
+        for s, handler in old.items(): signal.signal(s, handler)
+
+# %% ../nbs/00_core.ipynb #0042-exportde
 def read_jsonl(
     path: str | Path, # a text file in UTF-8, one JSON object on a line; empty lines are passed over
 ) -> Iterator[tuple[int, dict]]: # (line number from 1, row)
@@ -164,7 +174,7 @@ def read_jsonl(
             if not isinstance(row, dict): raise MedchatError("not a JSON object", f"{path}:{n}", f"It is {text[:60]}")
             yield n, row
 
-# %% ../nbs/00_core.ipynb #0042-exportde
+# %% ../nbs/00_core.ipynb #0045-exportde
 def write_jsonl(
     path: str | Path,     # the file to write; an older one is replaced
     rows: Iterable[dict], # taken one by one, so a generator may be larger than memory
@@ -175,7 +185,7 @@ def write_jsonl(
         for n, row in enumerate(rows, 1): f.write(json.dumps(row, ensure_ascii=False) + "\n")
     return n
 
-# %% ../nbs/00_core.ipynb #0047-exportde
+# %% ../nbs/00_core.ipynb #0050-exportde
 def set_seed(
     seed: int, # any whole number; training uses 3407 unless told otherwise
 ):
@@ -184,7 +194,7 @@ def set_seed(
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed(seed % 2**32)
     if "torch" in sys.modules: sys.modules["torch"].manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #0050-exportde
+# %% ../nbs/00_core.ipynb #0053-exportde
 def progress(
     iterable: Iterable,        # what to go through
     total: int | None = None,  # its length, where `len` cannot tell
@@ -195,7 +205,7 @@ def progress(
     watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=not watched, dynamic_ncols=True, leave=False)
 
-# %% ../nbs/00_core.ipynb #0053-exportde
+# %% ../nbs/00_core.ipynb #0056-exportde
 def sample_data() -> Path: # the folder
     "The folder of shipped samples and tiny base models."
     path = Path(os.environ.get("MEDCHAT_SAMPLE_DATA") or Path(__file__).resolve().parent.parent/"sample_data")

@@ -380,6 +380,11 @@ def is_dataset(
     "Is this a dataset folder that `convert` wrote?"
     return all((Path(path)/name).is_file() for name in ("dataset_dict.json", "report.json", "splits.json"))
 
+def _other_files(out: Path) -> list[Path]:
+    "What lies in a dataset folder that `convert` did not write."
+    ours = ("dataset_dict.json", "report.json", "report.md", "rejects.jsonl", "splits.json")
+    return sorted(p for p in out.iterdir() if p.name not in ours and not (p/"state.json").is_file())
+
 def _check_out(source: Path, out: Path, force: bool):
     "Refuse an output folder that would cost somebody their files."
     if not out.name: raise MedchatError("not a folder to write to", out, "Give a new folder: --out DIR")
@@ -387,6 +392,7 @@ def _check_out(source: Path, out: Path, force: bool):
     if not out.exists() and not out.is_symlink(): return
     if not out.is_dir() or out.is_symlink(): raise MedchatError("exists and is not a folder", out, "Choose another --out")
     if is_dataset(out) and not force: raise MedchatError("dataset exists already", out, "Add --force to replace it, or choose another --out")
+    if is_dataset(out) and (others := _other_files(out)): raise MedchatError("the dataset's folder holds other files too", others[0], "Move them, or choose another --out")
     if not is_dataset(out) and any(out.iterdir()): raise MedchatError("folder exists and is not a dataset of medchat", out, "Choose another --out")
 
 def _assign(found: Collected, split: str, seed: int) -> list[str]:

@@ -17,8 +17,10 @@ def clean_text(
     text: str, # what a person or a data set wrote
 ) -> str:      # the same without image markers, control tokens and blanks at both ends
     "Remove `<image>` markers and `<|control|>` tokens."
-    while (shorter := _marker.sub(" ", text)) != text: text = shorter
-    return text.strip()
+    for _ in range(8):
+        if (shorter := _marker.sub(" ", text)) == text: return text.strip()
+        text = shorter
+    return text.replace("<", " ").strip() # markers in markers in markers: nobody means those
 
 # %% ../nbs/05_messages.ipynb #0012-exportde
 def user_message(

@@ -138,7 +138,7 @@ def _load_transformers(folder, family, load_in_4bit, device):
     import torch
     tf = _transformers()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    options = dict(dtype=dtype, use_safetensors=True, output_loading_info=True, device_map={"": device} if device != "cpu" else None)
+    options = dict(dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, device_map={"": device} if device != "cpu" else None)
     stored = json.loads((Path(folder)/"config.json").read_text()).get("quantization_config")
     if load_in_4bit and not stored:
         options["quantization_config"] = tf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -146,7 +146,7 @@ def _load_transformers(folder, family, load_in_4bit, device):
     model, info = tf.AutoModelForImageTextToText.from_pretrained(folder, **options)
     wrong = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if wrong: raise MedchatError("the base's weights do not fit its configuration", wrong[0], f"{len(wrong)} such; fetch it again")
-    return _keep_trainable(model), tf.AutoProcessor.from_pretrained(folder)
+    return _keep_trainable(model), tf.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 # %% ../nbs/10_models.ipynb #0024-exportde
 def _load_unsloth(folder, family, load_in_4bit, device):
@@ -299,14 +299,14 @@ def load_adapter(
 ):
     "Put a saved adapter on its base; keys that are missing or left over are an error."
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
     try:
         with safe_open(str(Path(adapter)/"adapter_model.safetensors"), "pt") as f: stored = set(f.keys())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") # PEFT only warns of what is an error below
             tuned = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-        raise MedchatError("cannot load the adapter", Path(adapter).parent.name, str(e).splitlines()[0]) from e
+    except Exception as e: # a damaged file makes PEFT fail in any way
+        raise MedchatError("cannot load the adapter", Path(adapter).parent.name, f"{type(e).__name__}: {e}".splitlines()[0]) from e
     expected = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     if stored != expected:
         raise MedchatError("the adapter does not fit its base", f"{len(expected - stored)} keys missing, {len(stored - expected)} left over",
@@ -323,10 +323,12 @@ def load_run(
     config, adapter = read_run(run), Path(run)/"adapter"
     if not (adapter/"adapter_model.safetensors").is_file():
         raise MedchatError("the run has no adapter yet", run, f"Finish it: medchat train --data {config.get('data', 'DIR')} --base {config['base']} --run {run} --resume")
-    if (now := base_hash(resolve_base(config["base"]))) != config["base_sha256"]:
-        raise MedchatError("the base is not the one this run was trained on", f"{config['base']} {now[:12]}, was {config['base_sha256'][:12]}", "Train again")
+    if (now := base_hash(resolve_base(config["base"]))) != config.get("base_sha256"):
+        raise MedchatError("the base is not the one this run was trained on", f"{config['base']} {now[:12]}, was {str(config.get('base_sha256'))[:12]}", "Train again")
     model, processor = load_model(config["base"], config.get("load_in_4bit", True) if load_in_4bit is None else load_in_4bit)
-    if (adapter/"processor_config.json").is_file(): processor = _transformers().AutoProcessor.from_pretrained(str(adapter))
+    if (adapter/"processor_config.json").is_file():
+        try: processor = _transformers().AutoProcessor.from_pretrained(str(adapter), trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise MedchatError("cannot load the run's processor", adapter, f"{type(e).__name__}: {e}".splitlines()[0]) from e
     return (set_training(load_adapter(model, adapter), False) if with_adapter else model), processor
 
 # %% ../nbs/10_models.ipynb #0049-exportde

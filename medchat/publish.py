@@ -189,7 +189,20 @@ def write_card(
 
 # %% ../nbs/19_publish.ipynb #0034-exportwe
 _weights = ("adapter_config.json", "adapter_model.safetensors")
-_adapter_files = re.compile(r"[\w.-]+\.(safetensors|json|jinja|txt|model)")
+_processor_files = ("chat_template.jinja", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+
+def _check_weights(path):
+    "Refuse a file that is not safetensors."
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(str(path), "np") as f: f.keys()
+    except (OSError, SafetensorError) as e: raise MedchatError("the adapter's weights are damaged", path, "Train again") from e
+
+def _own_file(path):
+    "Is there such a file? A link could lead to anything, and is refused."
+    if path.is_symlink() or path.parent.is_symlink(): raise MedchatError("a link is not sent to the Hub", path, "Put the file itself there, or remove the link")
+    return path.is_file()
 
 def files_to_push(
     run: str | Path,
@@ -199,14 +212,15 @@ def files_to_push(
     run = Path(run)
     config = read_run(run)
     for name in _weights:
-        if not (run/"adapter"/name).is_file(): raise MedchatError("the run has no finished adapter", run, f"Missing adapter/{name}. Finish it: medchat train --resume")
+        if not _own_file(run/"adapter"/name): raise MedchatError("the run has no finished adapter", run, f"Missing adapter/{name}. Finish it: medchat train --resume")
     clean = lambda value: (json.dumps(without_paths(value), indent=2, ensure_ascii=False) + "\n").encode()
-    files = {p.name: p for p in sorted((run/"adapter").iterdir()) if p.is_file() and _adapter_files.fullmatch(p.name)}
+    _check_weights(run/"adapter"/"adapter_model.safetensors")
+    files = {name: run/"adapter"/name for name in sorted((*_weights, *_processor_files)) if _own_file(run/"adapter"/name)}
     files["adapter_config.json"] = clean(json.loads(files["adapter_config.json"].read_text(encoding="utf-8")))
     files["README.md"] = card_text(run, repo_id).encode()
     files["medchat/config.json"] = clean(config)
-    files |= {f"medchat/eval/{p.name}": clean(json.loads(p.read_text(encoding="utf-8"))) for p in sorted((run/"eval").glob("*.json"))}
-    if (run/"loss.png").is_file(): files["medchat/loss.png"] = run/"loss.png"
+    files |= {f"medchat/eval/{p.name}": clean(json.loads(p.read_text(encoding="utf-8"))) for p in sorted((run/"eval").glob("*.json")) if _own_file(p)}
+    if _own_file(run/"loss.png"): files["medchat/loss.png"] = run/"loss.png"
     return files
 
 # %% ../nbs/19_publish.ipynb #0037-exportde

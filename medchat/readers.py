@@ -72,7 +72,7 @@ def read_records(
             reasons = check_record(record)
             json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() # half a character cannot be stored
             record.where = where
-        except (ValueError, TypeError, KeyError, AttributeError) as e: reasons = [_reason(e)]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RuntimeError) as e: reasons = [_reason(e)] # RuntimeError: a link that leads to itself
         yield Reject(where, "; ".join(reasons), row) if reasons else record
 
 # %% ../nbs/04_readers.ipynb #0017-exportde
@@ -141,11 +141,11 @@ def _records_rows(source: Path) -> Iterator[tuple[str, Any]]:
 
 def _tutorial_record(base: Path, where: str, row: dict) -> Record:
     "A row {image_path, instruction, context, response} as a Record."
-    question, context = to_text(row["instruction"], "instruction"), to_text(row.get("context") or "", "context")
-    images = row["image_path"] if isinstance(row["image_path"], list) else [row["image_path"]]
+    question, context = to_text(row["instruction"], "instruction"), to_text("" if row.get("context") is None else row["context"], "context")
+    images = row["image_path"] if isinstance(row["image_path"], list) else [] if row["image_path"] in (None, "") else [row["image_path"]]
     known = ("image_path", "instruction", "context", "response", "id", "split", "group", "answer_type", "kind", "source", "licence", "language")
     extra = {k: row[k] for k in known[4:] if k in row}
-    return Record(**{"id": where, "kind": "vqa", **extra}, images=[image_path(base, i) for i in images if i],
+    return Record(**{"id": where, "kind": "vqa", **extra}, images=[image_path(base, i) for i in images],
                   turns=[Turn("user", f"{question}\n{context}".strip() if question else ""), Turn("assistant", to_text(row["response"], "response"))],
                   meta={k: v for k, v in row.items() if k not in known})
 

@@ -5,14 +5,14 @@
 # %% ../nbs/09_tiny.ipynb #0004-exportfr
 from __future__ import annotations
 import json, math
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from .core import MedchatError, progress, replacing, sample_data, set_seed
 
 # %% auto #0
 __all__ = ['KINDS', 'AREAS', 'SIDE', 'ASK', 'GLOSSARY', 'WORDS', 'VOCABULARY', 'SPECIAL', 'TEMPLATE', 'LESSONS', 'draw_shapes',
-           'ask_shapes', 'blind_score', 'ask_words', 'make_tokenizer', 'make_processor', 'make_base', 'draw_pool',
-           'teach_sight', 'teach_answers', 'answer_shapes', 'examine', 'make_tiny_base']
+           'ask_shapes', 'ask_areas', 'ask_by_kind', 'blind_score', 'ask_words', 'make_tokenizer', 'make_processor',
+           'make_base', 'draw_pool', 'teach_sight', 'teach_answers', 'answer_shapes', 'examine', 'make_tiny_base']
 
 # %% ../nbs/09_tiny.ipynb #0007-exportki
 KINDS = ("circle", "triangle", "ring", "cross", "bar", "cloud")
@@ -111,6 +111,7 @@ def draw_shapes(
 def _name(shape): return f"{shape['size']} {shape['shade']} {shape['kind']}"
 def _yes(truth): return "yes" if truth else "no"
 def _coin(rng, chance=.5): return rng.random() < chance
+def _shuffled(items, rng): return [items[i] for i in rng.permutation(len(items))]
 def _other(rng, items, one): return str(rng.choice([i for i in items if i != one]))
 
 def _single(facts, rng):
@@ -196,18 +197,45 @@ def ask_shapes(
     facts: dict, # from draw_shapes
     rng,         # numpy Generator
     turns: int = 1, # how many questions
-    dense: bool = False, # ask what is in each of the four areas, and nothing else
+    ask: dict = ASK, # question maker -> how often it is tried
 ) -> list[tuple[str, str]]: # (question, answer) pairs
     "Questions about one picture, in shuffled order, none twice."
-    if dense: asked = {f"What is in the {a} area?": _name(facts["areas"][a]) if a in facts["areas"] else "nothing" for a in AREAS}
-    else:
-        asked, makers, odds = {}, list(ASK), list(ASK.values())
-        while len(asked) < turns:
-            if pair := makers[rng.choice(len(makers), p=odds)](facts, rng): asked[pair[0]] = pair[1]
-    pairs = list(asked.items())
-    return [pairs[i] for i in rng.permutation(len(pairs))]
+    asked, makers, odds = {}, list(ask), list(ask.values())
+    while len(asked) < turns:
+        if pair := makers[rng.choice(len(makers), p=odds)](facts, rng): asked[pair[0]] = pair[1]
+    return _shuffled(list(asked.items()), rng)
 
 # %% ../nbs/09_tiny.ipynb #0025-exportde
+def _finds(area, shape, missing):
+    "Questions that name a kind of shape, which stands once, and ask for the rest; and for a kind that is missing."
+    kind = shape["kind"]
+    return [(f"Where is the {kind}?", f"{area} area"), (f"Is the {kind} white or black?", shape["shade"]), (f"Is the {kind} small or large?", shape["size"]),
+            (f"Is there a {kind}?", "yes"), (f"Is there a {missing}?", "no")]
+
+def ask_areas(facts: dict, rng) -> list[tuple[str, str]]: # (question, answer) pairs
+    "From the place to the shape: what is in each of the four areas, in shuffled order."
+    return [(f"What is in the {a} area?", _name(facts["areas"][a]) if a in facts["areas"] else "nothing") for a in rng.permutation(AREAS)]
+
+def ask_by_kind(
+    facts: dict, # from draw_shapes
+    rng,         # numpy Generator
+    listed: bool, # begin with two lists that name each shape right before its place or its looks
+) -> list[tuple[str, str]]: # (question, answer) pairs
+    "From the shape to the place: up to six questions that name a shape, in shuffled order."
+    kinds = [s["kind"] for s in facts["areas"].values()]
+    once, missing = [(a, s) for a, s in facts["areas"].items() if kinds.count(s["kind"]) == 1], [k for k in KINDS if k not in kinds]
+    if not once: return ask_areas(facts, rng)
+    lists = [("Where are the shapes?", ", ".join(f"{s['kind']} {a}" for a, s in _shuffled(once, rng))),
+             ("How do the shapes look?", ", ".join(f"{s['kind']} {s['shade']} {s['size']}" for a, s in _shuffled(once, rng)))] if listed else []
+    finds = dict(pair for a, s in once for pair in _finds(a, s, rng.choice(missing)))
+    return lists + _shuffled(list(finds.items()), rng)[:6]
+
+_QUESTIONS = { # of a lesson
+    "areas": ask_areas, "lists": partial(ask_by_kind, listed=True), "kinds": partial(ask_by_kind, listed=False),
+    "forms": lambda facts, rng: ask_shapes(facts, rng, 6, {_present: .5, _where: .25, _looks: .25}),
+    "all": lambda facts, rng: ask_shapes(facts, rng, rng.integers(1, 7))}
+
+# %% ../nbs/09_tiny.ipynb #0028-exportde
 def blind_score(
     asked: list[tuple[str, str]],  # (question, answer) pairs to learn the commonest answers from
     scored: list[tuple[str, str]], # pairs to score on
@@ -218,7 +246,7 @@ def blind_score(
     for q, a in asked: seen[q][a] += 1
     return sum((seen.get(q) or overall).most_common(1)[0][0] == a for q, a in scored) / len(scored)
 
-# %% ../nbs/09_tiny.ipynb #0028-exportgl
+# %% ../nbs/09_tiny.ipynb #0031-exportgl
 GLOSSARY = {
     "cardiomegaly": "a heart that is too large", "heart": "the muscle in the middle that pumps blood", "effusion": "fluid between lung and chest wall",
     "pneumothorax": "air between lung and chest wall", "nodule": "a small round spot", "consolidation": "lung filled with fluid or pus",
@@ -249,7 +277,7 @@ def ask_words(
     words = " ".join(rng.choice(list(GLOSSARY) + WORDS, rng.integers(1, 7)))
     return f"{'Repeat' if pick < 5 else 'Say'}: {words}", words
 
-# %% ../nbs/09_tiny.ipynb #0031-exportvo
+# %% ../nbs/09_tiny.ipynb #0034-exportvo
 VOCABULARY = 1024
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
 
@@ -272,7 +300,7 @@ def make_tokenizer(seed: int = 0):
     return Qwen2Tokenizer(vocab=learnt["vocab"], merges=[tuple(m) for m in learnt["merges"]], eos_token="<|im_end|>", pad_token="<|endoftext|>",
         additional_special_tokens=SPECIAL)
 
-# %% ../nbs/09_tiny.ipynb #0034-exportte
+# %% ../nbs/09_tiny.ipynb #0037-exportte
 TEMPLATE = """{%- if messages and messages[0].role != "system" %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
 {% endif %}
@@ -294,7 +322,7 @@ def make_processor(seed: int = 0):
     images = Qwen2VLImageProcessor(min_pixels=SIDE*SIDE, max_pixels=SIDE*(SIDE+28))
     return Qwen2VLProcessor(image_processor=images, tokenizer=make_tokenizer(seed), video_processor=Qwen2VLVideoProcessor(), chat_template=TEMPLATE)
 
-# %% ../nbs/09_tiny.ipynb #0037-exportde
+# %% ../nbs/09_tiny.ipynb #0040-exportde
 def make_base(processor, seed: int = 0):
     "A Qwen2-VL of under two million parameters that knows nothing yet."
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -309,7 +337,7 @@ def make_base(processor, seed: int = 0):
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = at("<|im_end|>"), at("<|endoftext|>")
     return model
 
-# %% ../nbs/09_tiny.ipynb #0040-exportde
+# %% ../nbs/09_tiny.ipynb #0043-exportde
 def draw_pool(count: int, seed: int):
     "Pictures to learn from: (uint8 array count x 112 x 112, list of facts)."
     import numpy as np
@@ -333,7 +361,7 @@ def _patches(processor, images, sides=(SIDE, SIDE)):
     if sides != (SIDE, SIDE): pictures = torch.nn.functional.interpolate(pictures.float(), sides, mode="bilinear").round().to(torch.uint8)
     return processor.image_processor(images=list(pictures), return_tensors="pt")
 
-# %% ../nbs/09_tiny.ipynb #0041-exportde
+# %% ../nbs/09_tiny.ipynb #0044-exportde
 def _heads(width):
     "Linear layers that read the vision tower's tokens."
     from torch.nn import Linear, ModuleDict
@@ -350,7 +378,7 @@ def _sight_loss(tokens, heads, areas, whole):
     for i, logits in enumerate(heads["whole"](tokens.flatten(1)).float().split([4, 3], -1)): loss = loss + cross_entropy(logits, whole[:, i])
     return loss
 
-# %% ../nbs/09_tiny.ipynb #0042-exportde
+# %% ../nbs/09_tiny.ipynb #0045-exportde
 def _learn(loss_of_next, parameters, steps, learning_rate, desc):
     "AdamW; the rate rises for 5% of the steps, then falls along a cosine. Gives the loss of each step."
     import torch
@@ -366,7 +394,7 @@ def _learn(loss_of_next, parameters, steps, learning_rate, desc):
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     return losses
 
-# %% ../nbs/09_tiny.ipynb #0043-exportde
+# %% ../nbs/09_tiny.ipynb #0046-exportde
 def teach_sight(
     model, processor,
     pool,          # from draw_pool
@@ -387,7 +415,7 @@ def teach_sight(
         return _sight_loss(tokens, heads, areas[pick], whole[pick])
     return _learn(loss, [*model.model.visual.parameters(), *heads.parameters()], steps, learning_rate, "to see")
 
-# %% ../nbs/09_tiny.ipynb #0045-exportlr
+# %% ../nbs/09_tiny.ipynb #0048-exportlr
 @lru_cache(100_000)
 def _ids(tokenizer, text): return tokenizer(text).input_ids
 
@@ -410,16 +438,16 @@ def _batch(processor, rows, seen):
     return dict(input_ids=ids, labels=pad([l for _, l in rows], -100), attention_mask=pad([[1]*len(i) for i, _ in rows], 0),
         mm_token_type_ids=(ids == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).int(), **seen)
 
-# %% ../nbs/09_tiny.ipynb #0047-exportsi
+# %% ../nbs/09_tiny.ipynb #0050-exportsi
 _SIDES = ((112, 112), (112, 140), (140, 112)) # a picture may also be wide or tall: 20 tokens
 
-def _lesson_batch(processor, pool, rng, dense, reading):
+def _lesson_batch(processor, pool, rng, about, reading):
     "32 conversations, so many of them without a picture."
     images, facts = pool
     pick = rng.integers(len(images), size=32 - reading)
-    sides = _SIDES[0 if dense else rng.choice(3, p=(.8, .1, .1))]
+    sides = _SIDES[rng.choice(3, p=(.8, .1, .1)) if about == "all" else 0]
     tokens, tokenizer = sides[0]*sides[1]//28**2, processor.tokenizer
-    rows = [_row(tokenizer, ask_shapes(facts[i], rng, rng.integers(1, 7), dense), tokens) for i in pick]
+    rows = [_row(tokenizer, _QUESTIONS[about](facts[i], rng), tokens) for i in pick]
     rows += [_row(tokenizer, [ask_words(rng) for _ in range(3)], 0) for _ in range(reading)]
     return _batch(processor, rows, _patches(processor, images[pick], sides))
 
@@ -434,7 +462,7 @@ def teach_answers(
     model, processor,
     pool,        # from draw_pool
     steps: int,  # of 32 conversations each
-    dense: bool, # ask for the four areas only; else mixed questions
+    about: str,  # areas | lists | kinds | forms | all
     reading: int = 0, # how many of the 32 are about words
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -444,10 +472,10 @@ def teach_answers(
     set_seed(seed)
     rng = np.random.default_rng(seed)
     model.set_attn_implementation({"text_config": "eager"}) # faster than the fused one for so short texts on a CPU
-    loss = lambda: _answer_loss(model, _lesson_batch(processor, pool, rng, dense, reading))
-    return _learn(loss, list(model.parameters()), steps, learning_rate, "the four areas" if dense else "mixed questions")
+    loss = lambda: _answer_loss(model, _lesson_batch(processor, pool, rng, about, reading))
+    return _learn(loss, list(model.parameters()), steps, learning_rate, f"questions about {about}")
 
-# %% ../nbs/09_tiny.ipynb #0049-exportde
+# %% ../nbs/09_tiny.ipynb #0052-exportde
 def answer_shapes(
     model, processor,
     images, # uint8 array, n x 112 x 112
@@ -462,11 +490,11 @@ def answer_shapes(
         pictures = list(torch.from_numpy(images[i:i+64])[:, None].expand(-1, 3, -1, -1))
         batch = processor(text=[processor.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations], images=pictures,
             padding=True, padding_side="left", return_tensors="pt")
-        with torch.inference_mode(): out = model.generate(**batch, max_new_tokens=40, do_sample=False)
+        with torch.inference_mode(): out = model.generate(**batch, max_new_tokens=100, do_sample=False)
         answers += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)
     return answers
 
-# %% ../nbs/09_tiny.ipynb #0050-exportde
+# %% ../nbs/09_tiny.ipynb #0053-exportde
 def examine(
     model, processor,
     count: int = 500, # held-out pictures, one question to each
@@ -484,9 +512,15 @@ def examine(
     return dict(n=count, right_picture=score(right), wrong_picture=score(wrong), blind=blind_score(asked, pairs),
         answers=list(zip(questions, truth, right, wrong)))
 
-# %% ../nbs/09_tiny.ipynb #0053-exportle
-LESSONS = (("sight", dict(steps=1500)), ("answers", dict(steps=800, dense=True)),
-           ("answers", dict(steps=3000, dense=False, reading=8)), ("answers", dict(steps=2500, dense=False, reading=2)))
+# %% ../nbs/09_tiny.ipynb #0056-exportle
+LESSONS = (
+    ("sight", dict(steps=1500)),
+    ("answers", dict(steps=800, about="areas")),
+    ("answers", dict(steps=3000, about="all", reading=8)),
+    ("answers", dict(steps=800, about="lists", learning_rate=2e-3)),
+    ("answers", dict(steps=500, about="kinds", learning_rate=2e-3)),
+    ("answers", dict(steps=1000, about="forms", learning_rate=2e-3)),
+    ("answers", dict(steps=1500, about="all", reading=4)))
 
 def _save(model, processor, out, recipe):
     "Write the checkpoint folder in half precision, whole or not at all."
@@ -503,14 +537,14 @@ def _begun(out, seed, pictures, lessons):
     done = [(lesson["name"], lesson["options"]) for lesson in recipe["lessons"]]
     return recipe if (recipe["seed"], recipe["pictures"]) == (seed, pictures) and done == [(n, dict(o)) for n, o in lessons[:len(done)]] else None
 
-# %% ../nbs/09_tiny.ipynb #0054-exportde
+# %% ../nbs/09_tiny.ipynb #0057-exportde
 def make_tiny_base(
     out: str | Path,  # the folder to write; a rebuild that was stopped in it is continued
     seed: int = 0,
     pictures: int = 20_000, # to learn from
     lessons: tuple = LESSONS, # (name, options) pairs, in order
 ) -> dict: # the recipe, with the loss of every lesson
-    "Make tiny-qwen2-vl from nothing: about an hour on two cores."
+    "Make tiny-qwen2-vl from nothing: a good hour on two cores."
     import time
     from transformers import Qwen2VLForConditionalGeneration
     processor, recipe = make_processor(seed), _begun(out, seed, pictures, lessons)

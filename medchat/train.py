@@ -235,10 +235,12 @@ class catching_interrupt:
 def data_hash(
     data: str | Path, # a dataset folder
 ) -> str: # sha256
-    "A fingerprint of a dataset folder: that of its report, which holds the hashes of its rows."
+    "A fingerprint of a dataset folder: of its report, which holds the hashes of its rows, and of the names and sizes of its shards."
     folder = Path(data)
     for name in ("report.json", "dataset_dict.json"):
-        if (folder/name).is_file(): return hashlib.sha256((folder/name).read_bytes()).hexdigest()
+        if (folder/name).is_file():
+            shards = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in sorted(folder.rglob("*.arrow"))]
+            return hashlib.sha256((folder/name).read_bytes() + repr(shards).encode()).hexdigest()
     raise MedchatError("not a dataset folder", data, "Make one: medchat convert SOURCE --format FORMAT --out DIR")
 
 # %% ../nbs/12_train.ipynb #0034-exportde
@@ -258,8 +260,10 @@ def last_checkpoint(
     "The newest checkpoint that was written to its end."
     found = []
     for folder in (Path(run)/"checkpoints").glob("checkpoint-*"):
-        try: found.append((json.loads((folder/"trainer_state.json").read_text())["global_step"], folder))
-        except (OSError, ValueError, KeyError): pass # cut short while it was written
+        whole = all((folder/name).is_file() for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"))
+        try: step = json.loads((folder/"trainer_state.json").read_text())["global_step"]
+        except (OSError, ValueError, KeyError, TypeError): continue # cut short while it was written
+        if whole and isinstance(step, int): found.append((step, folder))
     return max(found)[1] if found else None
 
 # %% ../nbs/12_train.ipynb #0036-exportfr
@@ -363,10 +367,12 @@ def count_steps(
     settings: dict,     # the arguments of `train`
 ) -> int:
     "How many steps a run takes, and whether its numbers make sense."
-    for name in ("batch_size", "gradient_accumulation", "epochs", "r", "turns_per_image", "save_steps", "learning_rate", "max_steps", "eval_steps"):
-        if settings[name] is not None and not settings[name] > 0: raise MedchatError(f"{name} must be above 0", settings[name])
+    for name in ("batch_size", "gradient_accumulation", "epochs", "r", "turns_per_image", "save_steps", "learning_rate", "max_steps", "eval_steps", "lora_alpha", "max_grad_norm"):
+        if settings[name] is not None and not 0 < settings[name] < math.inf: raise MedchatError(f"{name} must be above 0", settings[name])
     for name in ("lora_dropout", "eval_records", "warmup_steps", "weight_decay", "seed"):
-        if not settings[name] >= 0: raise MedchatError(f"{name} must not be below 0", settings[name])
+        if not 0 <= settings[name] < math.inf: raise MedchatError(f"{name} must not be below 0", settings[name])
+    for name, limit in (("lora_dropout", 1), ("seed", 2**32), ("r", 2**14)):
+        if not settings[name] < limit: raise MedchatError(f"{name} must be below {limit}", settings[name])
     if not conversations: raise MedchatError("the training split is empty", settings["data"], "Look at its report.md")
     passes = math.ceil(conversations / settings["batch_size"])
     return settings["max_steps"] or math.ceil(passes / settings["gradient_accumulation"]) * settings["epochs"]
@@ -449,7 +455,7 @@ def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
     steps = count_steps(len(learning), s)
     config = make_config(s, dataset, steps)
     checkpoint = check_run(run, config, resume)
-    if (run/"adapter").is_dir():
+    if (run/"adapter"/"adapter_model.safetensors").is_file():
         print(f"{run} is finished: nothing to resume")
         return run
     model, processor = load_model(s["base"], s["load_in_4bit"], for_training=True)

@@ -1,6 +1,8 @@
 "Run folders for tests: a hollow one with the right files, and a real one with a PEFT adapter on the tiny base."
 import json
 from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
 
 base = "tiny-qwen2-vl"
 
@@ -19,7 +21,7 @@ def make_hollow_run(run: Path, **config) -> Path:
         (run/name).parent.mkdir(parents=True, exist_ok=True)
         (run/name).write_text(content)
     for name in ("adapter/training_args.bin", "loss.png", "loss.svg"): (run/name).write_bytes(b"\x89PNG" + bytes(60))
-    (run/"adapter/adapter_model.safetensors").write_bytes(bytes(range(256)) * 64)
+    save_file({"lora": np.arange(4096, dtype=np.float32)}, run/"adapter/adapter_model.safetensors")
     return run
 
 

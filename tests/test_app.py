@@ -132,6 +132,12 @@ def test_the_upload_folder_goes_even_after_an_error():
 
 # --- the server's borders
 
+@pytest.mark.parametrize("path", ["http://example.com/x.png", "https://127.0.0.1/x.png", "/nowhere/x.png"])
+def test_no_image_is_fetched_from_an_address(path):
+    import asyncio
+    import gradio as gr
+    with pytest.raises(gr.Error, match="not uploaded"): asyncio.run(A._scan(gr)().async_move_resource_to_block_cache(path))
+
 @pytest.fixture(scope="module")
 def page(films):
     "A page with a parrot, served in this process."
@@ -371,7 +377,7 @@ def test_the_whole_way(browser, real_run, tmp_path):
         address = f"http://127.0.0.1:{port}"
         assert address in lines[-1], lines
         with Tab(browser, address) as tab:
-            assert tab.disclaimer_in_view() and "demo" in tab.page.inner_text("#head") and "tiny-qwen2-vl" in tab.page.inner_text("#head")
+            assert tab.disclaimer_in_view() and real_run.name in tab.page.inner_text("#head") and "tiny-qwen2-vl" in tab.page.inner_text("#head")
             tab.upload(film)
             for n, q in enumerate(questions): tab.send(q, press=bool(n)); tab.done(n + 1)
             assert tab.said() == wanted and tab.disclaimer_in_view()
@@ -393,7 +399,8 @@ def test_the_whole_way(browser, real_run, tmp_path):
     assert server.returncode == 0 and "Traceback" not in said and DISCLAIMER in said, said
     assert not list((tmp_path/"tmp").glob("medchat-app-*")) and not (tmp_path/"calls").exists(), (tmp_path/"calls").read_text() if (tmp_path/"calls").exists() else ""
 
-def test_terminated_app_cleans_up_too(tmp_path):
+@pytest.mark.parametrize("ended", [signal.SIGTERM, signal.SIGHUP])
+def test_terminated_app_cleans_up_too(tmp_path, ended):
     (tmp_path/"tmp").mkdir()
     env = os.environ | dict(PYTHONPATH=f"{root}:{root/'tests'}", TMPDIR=str(tmp_path/"tmp"), PYTHONUNBUFFERED="1")
     code = f"""
@@ -407,6 +414,6 @@ A.app({str(make_hollow_run(tmp_path/"run"))!r}, {free_port()}, open_browser=Fals
         lines.append(line)
         if "http://" in line: break
     assert list((tmp_path/"tmp").glob("medchat-app-*")), lines
-    server.terminate()
+    server.send_signal(ended)
     rest = server.communicate(timeout=20)[0]
-    assert server.returncode == 0 and "Traceback" not in rest and not list((tmp_path/"tmp").glob("medchat-app-*")), rest
+    assert server.returncode == 128 + ended and "Traceback" not in rest and not list((tmp_path/"tmp").glob("medchat-app-*")), rest

@@ -349,3 +349,7 @@ def test_import_is_light():
     heavy = "torch transformers datasets trl peft PIL gradio".split()
     code = f"import medchat.chat, medchat.metrics, medchat.evaluate, sys; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_reply_needs_room(count):
+    with pytest.raises(MedchatError, match="max_new_tokens must be above 0"): chat("run", question="What?", max_new_tokens=count)

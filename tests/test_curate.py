@@ -213,6 +213,9 @@ def test_force(source, tmp_path):
     assert tree(out) == before
     convert(source, "records", out, split="by-group", force=True)
     assert report(out)["made"]["split"] == "by-group" and left(tmp_path) == ["out", "source"]
+    (out/"notes.txt").write_text("mine"); before = tree(out)
+    with pytest.raises(MedchatError, match="other files too.*notes.txt"): convert(source, "records", out, force=True)
+    assert tree(out) == before
 
 def test_empty_folder_is_fine(source, tmp_path): (tmp_path/"out").mkdir(); assert is_dataset(convert(source, "records", tmp_path/"out"))
 def test_nested_new_folder(source, tmp_path): assert is_dataset(convert(source, "records", tmp_path/"a"/"b"/"out"))
@@ -243,8 +246,9 @@ except MedchatError as e: print('ERROR', e)"""
     assert tree(out) == before and left(tmp_path) == ["out", "source"]
 
 @pytest.mark.parametrize("stage", ["reading", "writing train"])
-def test_ctrl_c(source, tmp_path, stage):
-    "SIGINT in the middle: the process ends, nothing is left, the old dataset stands."
+@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ended_in_the_middle(source, tmp_path, stage, ended):
+    "The process ends, nothing is left, the old dataset stands."
     out = convert(source, "records", tmp_path/"out"); before = tree(out)
     code = f"""import time
 from medchat import curate
@@ -253,11 +257,12 @@ def slow(it, total=None, desc=''):
         yield x
         if desc == {stage!r}: print('NOW', flush=True); time.sleep(.5)
 curate.progress = slow
-curate.convert('source', 'records', 'out', force=True)"""
+from medchat.cli import main
+raise SystemExit(main("convert source --format records --out out --force".split()))"""
     p = run(code, tmp_path)
     assert p.stdout.readline().strip() == "NOW"
-    p.send_signal(signal.SIGINT); _, err = p.communicate(timeout=60)
-    assert p.returncode != 0 and "KeyboardInterrupt" in err
+    p.send_signal(ended); _, err = p.communicate(timeout=60)
+    assert p.returncode == 128 + ended and "Traceback" not in err
     assert tree(out) == before and left(tmp_path) == ["out", "source"]
 
 def test_image_changed_or_gone_meanwhile(source, tmp_path, monkeypatch):

@@ -79,3 +79,8 @@ def test_trl_accepts_the_format():
     "TRL recognises the rows as conversational, and applies a template to them."
     from trl.data_utils import is_conversational
     assert is_conversational({"messages": to_messages(record("q", "a", images=["x"]))})
+
+@pytest.mark.parametrize("text", ["q " + "<image"*9000 + ">" + "1>"*9000, "<"*20000 + "image>"*20000])
+def test_markers_in_markers_take_no_long_time(text):
+    clean = clean_text(text)
+    assert clean_text(clean) == clean and "<image>" not in clean

@@ -97,6 +97,14 @@ def test_the_hash_is_of_the_weights(tmp_path):
     (folder/"model.safetensors").write_bytes(data)
     assert base_hash(folder) != base_hash(resolve_base(BASE))
 
+def test_a_processor_of_its_own_is_refused_without_a_question(tmp_path, capfd):
+    folder = copy_base(tmp_path)
+    config = json.loads((folder/"processor_config.json").read_text())
+    (folder/"processor_config.json").write_text(json.dumps({**config, "auto_map": {"AutoProcessor": "evil.EvilProcessor"}, "processor_class": "EvilProcessor"}))
+    (folder/"evil.py").write_text(f"open({str(tmp_path/'ran')!r}, 'w')")
+    with pytest.raises(MedchatError, match="cannot load the base"): load_model(str(folder))
+    assert not (tmp_path/"ran").exists() and "[y/N]" not in "".join(capfd.readouterr())
+
 # -- 4 bits
 
 def test_language_layers_are_at_4_bits_and_nothing_else(loaded):

@@ -204,6 +204,22 @@ def test_dry_run_needs_no_token_and_no_network(run, tmp_path, medchat):
     assert re.search(r"Stays here: .*checkpoints/.*eval/test\.jsonl.*log\.jsonl.*receipt\.md", done.stdout)
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")} and not (tmp_path/"home").exists()
 
+def test_only_known_files_go(run):
+    before = set(files_to_push(run))
+    for name in (".env.json", "credentials.json", "patients.txt", "notes.json", "other.safetensors"): (run/"adapter"/name).write_text("{}")
+    assert set(files_to_push(run)) == before
+
+@pytest.mark.parametrize("name", ["adapter/tokenizer.json", "adapter/adapter_model.safetensors", "eval/test.json", "loss.png", "adapter"])
+def test_a_link_does_not_go(run, tmp_path, name):
+    (run/name).rename(tmp_path/"elsewhere")
+    (run/name).symlink_to(tmp_path/"elsewhere")
+    with pytest.raises(MedchatError, match="a link is not sent"): files_to_push(run)
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\x80\x04K\x01."])
+def test_weights_that_are_none_do_not_go(run, content):
+    (run/"adapter"/"adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(MedchatError, match="weights are damaged"): files_to_push(run)
+
 def test_bad_arguments(run, tmp_path):
     with pytest.raises(MedchatError, match="not a run folder"): push(tmp_path, "ada/chest", dry_run=True)
     with pytest.raises(MedchatError, match="OWNER/NAME"): push(run, "chest", dry_run=True)

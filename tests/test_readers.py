@@ -34,6 +34,17 @@ def test_file_folder_list_and_bom(tmp_path):
 def test_tutorial_context(tmp_path, context, question): assert one(tmp_path, {**TUTORIAL, "context": context}).question == question
 def test_tutorial_without_context(tmp_path): assert one(tmp_path, {k: v for k, v in TUTORIAL.items() if k != "context"}).answer == "Clear."
 def test_tutorial_text_only(tmp_path): assert one(tmp_path, {**TUTORIAL, "image_path": ""}).images == []
+@pytest.mark.parametrize("image", [0, False, {}, [[]], ["a.png", ""], [None]])
+def test_tutorial_image_that_is_none(tmp_path, image): assert "no image path" in one(tmp_path, {**TUTORIAL, "image_path": image}).why
+@pytest.mark.parametrize("context", [False, {}, []])
+def test_tutorial_context_that_is_none(tmp_path, context): assert "context is" in one(tmp_path, {**TUTORIAL, "context": context}).why
+def test_a_link_to_itself_costs_one_row(tmp_path):
+    (tmp_path/"loop.png").symlink_to("loop.png")
+    assert isinstance(one(tmp_path, {**TUTORIAL, "image_path": "loop.png"}), Reject)
+def test_deep_nesting_costs_one_row(tmp_path):
+    deep = []
+    for _ in range(900): deep = [deep]
+    assert isinstance(one(tmp_path, {**TUTORIAL, "extra": deep}), (Reject, Record))
 def test_tutorial_extras(tmp_path):
     r = one(tmp_path, {**TUTORIAL, "id": 7, "group": 12, "split": "val", "hospital": "north"})
     assert (r.id, r.group, r.split, r.meta) == ("7", "12", "val", {"hospital": "north"})

@@ -248,6 +248,9 @@ def test_a_run_that_was_killed_while_it_saved_resumes_from_the_checkpoint_before
     with pytest.raises(KeyboardInterrupt): train(data, run=str(run), **SHORT, save_steps=2, callbacks=(press_ctrl_c(4),))
     newest = last_checkpoint(run)
     eq(newest.name, "checkpoint-5")
+    (newest/"optimizer.pt").rename(run/"kept")
+    eq(last_checkpoint(run).name, "checkpoint-4") # going on without its moments would be another training
+    (run/"kept").rename(newest/"optimizer.pt")
     (newest/"trainer_state.json").write_text('{"global_st')
     (newest/"adapter_model.safetensors").write_bytes(b"half")
     with open(run/"log.jsonl", "a") as f: f.write('{"step": 6, "loss": 9.9, "seconds": 99}\n')
@@ -269,6 +272,12 @@ def test_ctrl_c_in_a_terminal(finished, data, tmp_path):
     eq(process.returncode, 130)
     assert "--resume" in err and "Traceback" not in err, err
     assert last_checkpoint(run) and not (run/"adapter").exists()
+
+def test_other_shards_are_other_data(data, tmp_path):
+    other = shutil.copytree(data, tmp_path/"data")
+    eq(module.data_hash(other), module.data_hash(data))
+    shutil.rmtree(other/"train"); shutil.copytree(other/"test", other/"train")
+    assert module.data_hash(other) != module.data_hash(data)
 
 # -- refusals, each before anything is written
 
@@ -298,7 +307,8 @@ def test_resuming_on_other_data_or_base_is_refused(finished, data, tmp_path):
     with pytest.raises(MedchatError, match="made with another base"): train(data, run=str(tmp_path/"run"), **SHORT, resume=True)
 
 @pytest.mark.parametrize("change, says", [
-    (dict(base="tiny-none"), "no such tiny base"), (dict(max_steps=0), "max_steps must be above 0"), (dict(max_steps=-3), "max_steps must be above 0"), (dict(batch_size=0), "batch_size"),
+    (dict(base="tiny-none"), "no such tiny base"), (dict(lora_alpha=0), "lora_alpha must be above 0"), (dict(lora_dropout=1.), "lora_dropout must be below 1"), (dict(max_grad_norm=math.nan), "max_grad_norm must be above 0"),
+    (dict(learning_rate=math.inf), "learning_rate"), (dict(seed=2**32), "seed must be below"), (dict(r=10**12), "r must be below"), (dict(max_steps=0), "max_steps must be above 0"), (dict(max_steps=-3), "max_steps must be above 0"), (dict(batch_size=0), "batch_size"),
     (dict(gradient_accumulation=0), "gradient_accumulation"), (dict(learning_rate=0.0), "learning_rate"), (dict(learning_rate=float("nan")), "learning_rate"), (dict(r=0), "r must"), (dict(turns_per_image=0), "turns_per_image"),
     (dict(eval_records=-1), "eval_records must not"), (dict(lora_dropout=-.1), "lora_dropout"), (dict(seed=-1), "seed"),
     (dict(language_layers=False), "nothing to train"), (dict(attention=False, mlp=False), "nothing to train")])
