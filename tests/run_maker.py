@@ -34,7 +34,7 @@ def make_run(run: Path, seed: int = 0) -> Path:
     model = add_lora(model, r=8, vision_layers=True, seed=seed)
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
-        if "lora_B" in name: p.data.normal_(0, .1)
+        if "lora_B" in name: p.data.normal_(0, .3)
     make_hollow_run(run, medchat=__version__, base_sha256=base_hash(resolve_base(base)), load_in_4bit=True, r=8)
     for p in (run/"adapter").iterdir(): p.unlink()
     model.save_pretrained(str(run/"adapter"))
