@@ -382,7 +382,7 @@ def is_dataset(
 
 def _other_files(out: Path) -> list[Path]:
     "What lies in a dataset folder that `convert` did not write."
-    ours = ("dataset_dict.json", "report.json", "report.md", "rejects.jsonl", "splits.json")
+    ours = ("dataset_dict.json", "README.md", "report.json", "report.md", "rejects.jsonl", "splits.json")
     return sorted(p for p in out.iterdir() if p.name not in ours and not (p/"state.json").is_file())
 
 def _check_out(source: Path, out: Path, force: bool):

@@ -340,7 +340,7 @@ def _place(path: str) -> str | None:
     "Where a file of the repository stands in a run folder; None for what a run does not have."
     if path == "README.md": return "card.md"
     if re.fullmatch(r"medchat/(config\.json|loss\.png|eval/[\w-]+\.json)", path): return path.removeprefix("medchat/")
-    return f"adapter/{path}" if _adapter_files.fullmatch(path) else None
+    return f"adapter/{path}" if path in (*_weights, *_processor_files) else None
 
 def _fetch(api, repo_id: str, revision: str | None, folder: Path):
     "Download into `folder` in a run's form, hashes compared."
