@@ -4,7 +4,7 @@
 
 # %% ../nbs/18_app.ipynb #0004-exportfr
 from __future__ import annotations
-import html, os, socket, tempfile, threading, time
+import html, os, socket, sys, tempfile, threading, time
 from abc import ABCMeta
 from contextlib import contextmanager
 from pathlib import Path
