@@ -204,6 +204,7 @@ def _own_file(path):
     if path.is_symlink() or path.parent.is_symlink(): raise MedchatError("a link is not sent to the Hub", path, "Put the file itself there, or remove the link")
     return path.is_file()
 
+# %% ../nbs/19_publish.ipynb #0035-exportde
 def files_to_push(
     run: str | Path,
     repo_id: str = "OWNER/NAME",
@@ -223,7 +224,7 @@ def files_to_push(
     if _own_file(run/"loss.png"): files["medchat/loss.png"] = run/"loss.png"
     return files
 
-# %% ../nbs/19_publish.ipynb #0037-exportde
+# %% ../nbs/19_publish.ipynb #0038-exportde
 def _token() -> str:
     "The token of the standard login."
     token = need("huggingface_hub", "Publishing").get_token()
@@ -243,7 +244,7 @@ def check_repo_id(
     if re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[\w])?/\w(?:[\w.-]{0,94}\w)?", repo_id, re.A) and not re.search(r"--|\.\.|\.git$", repo_id) and len(repo_id) <= 96: return repo_id
     raise MedchatError("not a repository name", repr(repo_id), "Give OWNER/NAME: letters, digits, - _ . (your owner name: hf auth whoami)")
 
-# %% ../nbs/19_publish.ipynb #0040-exportby
+# %% ../nbs/19_publish.ipynb #0041-exportby
 _by_status = {401: ("the Hub does not accept this token", "Log in again: hf auth login"),
     403: ("this token may not write there", "It needs the role 'write' and an owner that is yours: hf auth whoami"),
     404: ("the Hub has no such repository, or this token may not see it", "Check the name, and who you are: hf auth whoami"),
@@ -267,7 +268,7 @@ def hub_error(
     else: problem, hint = "the Hub refused", _without(token, next((l for e in chain for l in str(e).splitlines() if l.strip()), type(error).__name__))
     return MedchatError(problem, where, hint)
 
-# %% ../nbs/19_publish.ipynb #0043-exportde
+# %% ../nbs/19_publish.ipynb #0044-exportde
 def _bytes(source: Path | bytes) -> bytes: return source if isinstance(source, bytes) else source.read_bytes()
 
 def differing(
@@ -283,7 +284,7 @@ def differing(
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == f.blob_id
     return [path for path, source in files.items() if not same(path, _bytes(source))]
 
-# %% ../nbs/19_publish.ipynb #0046-exportde
+# %% ../nbs/19_publish.ipynb #0047-exportde
 def _show_list(run: Path, where: str, files: dict[str, Path | bytes]) -> dict[str, int]:
     "Print what goes where, and what stays."
     sizes = {k: len(v) if isinstance(v, bytes) else v.stat().st_size for k, v in sorted(files.items())}
@@ -296,7 +297,7 @@ def _show_list(run: Path, where: str, files: dict[str, Path | bytes]) -> dict[st
     print(f"{len(sizes)} files, {sum(sizes.values()):,} bytes. Stays here: {', '.join(stay) or 'nothing'}")
     return sizes
 
-# %% ../nbs/19_publish.ipynb #0047-exportde
+# %% ../nbs/19_publish.ipynb #0048-exportde
 def _send(api, repo_id: str, files: dict[str, Path | bytes], public: bool) -> str:
     "Create the repository if need be, commit everything at once, compare; gives the commit's id."
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -310,7 +311,7 @@ def _send(api, repo_id: str, files: dict[str, Path | bytes], public: bool) -> st
         raise MedchatError("the Hub does not hold what was sent", ", ".join(wrong), "Repeat the command")
     return commit
 
-# %% ../nbs/19_publish.ipynb #0048-exportde
+# %% ../nbs/19_publish.ipynb #0049-exportde
 def push(
     run: str | Path,       # a run folder
     repo_id: str,          # OWNER/NAME on the Hugging Face Hub
@@ -335,7 +336,7 @@ def push(
     print(f"Pushed and verified: {url}/tree/{out['commit']}")
     return out
 
-# %% ../nbs/19_publish.ipynb #0055-exportde
+# %% ../nbs/19_publish.ipynb #0056-exportde
 def _place(path: str) -> str | None:
     "Where a file of the repository stands in a run folder; None for what a run does not have."
     if path == "README.md": return "card.md"
@@ -355,7 +356,7 @@ def _fetch(api, repo_id: str, revision: str | None, folder: Path):
         (down/f.path).rename(folder/_place(f.path))
     shutil.rmtree(down)
 
-# %% ../nbs/19_publish.ipynb #0056-exportde
+# %% ../nbs/19_publish.ipynb #0057-exportde
 def pull(
     repo_id: str,                # OWNER/NAME on the Hugging Face Hub
     out: str | Path,             # the run folder to make; must not exist yet

@@ -73,6 +73,14 @@ def client(hub, tmp_path_factory):
 @pytest.fixture
 def run(tmp_path): return make_hollow_run(tmp_path/"runs"/"chest")
 
+def new_weights(run, content):
+    "Other weights for a run; gives the bytes of their file."
+    import numpy as np
+    from safetensors.numpy import save_file
+    file = run/"adapter"/"adapter_model.safetensors"
+    save_file({"lora": np.frombuffer(content, np.uint8)}, file)
+    return file.read_bytes()
+
 def one_line(err):
     "The error line: the last of stderr, with nothing but progress bars before it."
     *before, last = [l for l in re.split(r"[\r\n]+", err) if l.strip()]
@@ -295,7 +303,7 @@ def test_line_breaks_at_the_commit(hub, client, run):
     assert client("push", run, "ada/cut")[0] == 0 and "adapter_model.safetensors" in hub.files("ada/cut")
 
 def test_one_break_during_an_upload_is_mended(hub, client, run):
-    (run/"adapter"/"adapter_model.safetensors").write_bytes(os.urandom(3_000_000))
+    new_weights(run, os.urandom(3_000_000 - 80)) # 80 bytes of header
     hub.faults["drop_lfs"] = 1
     code, out, err = client("push", run, "ada/mended")
     assert code == 0, err
@@ -363,9 +371,9 @@ def test_pulled_run_answers_as_before(hub, client, tmp_path):
 def test_pull_a_revision(hub, client, run, tmp_path):
     client("push", run, "ada/versions")
     first = hub.repos["ada/versions"].commits[-1][0]
-    (run/"adapter"/"adapter_model.safetensors").write_bytes(b"new weights")
+    old, new = (run/"adapter"/"adapter_model.safetensors").read_bytes(), new_weights(run, b"new weights")
     client("push", run, "ada/versions")
-    for revision, wanted in ((first, bytes(range(256)) * 64), (None, b"new weights")):
+    for revision, wanted in ((first, old), (None, new)):
         code, out, err = client(code=f"from medchat.publish import pull; pull('ada/versions', {str(tmp_path/str(revision))!r}, revision={revision!r})")
         assert code == 0, err
         assert (tmp_path/str(revision)/"adapter"/"adapter_model.safetensors").read_bytes() == wanted
@@ -377,7 +385,7 @@ def test_pull_what_is_not_there(hub, client, tmp_path, repo, says):
     assert code == 2 and says in err and list(tmp_path.iterdir()) == []
 
 def test_a_spoiled_download_leaves_nothing(hub, client, run, tmp_path):
-    (run/"adapter"/"adapter_model.safetensors").write_bytes(b"other weights, to be spoiled")
+    new_weights(run, b"other weights, to be spoiled")
     hub.faults["spoil_lfs"] = 1
     assert client("push", run, "ada/spoiled")[0] == 0
     code, out, err = client(code=f"from medchat.publish import pull; pull('ada/spoiled', {str(tmp_path/'out')!r})")
