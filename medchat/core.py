@@ -6,7 +6,7 @@
 from __future__ import annotations
 import errno, importlib, json, os, random, shutil, signal, sys, threading
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
@@ -74,7 +74,8 @@ class Record:
     @classmethod
     def from_dict(cls, row: dict) -> "Record": return _to_record(cls, row)
 
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict:
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "images": list(self.images), "turns": [dict(role=t.role, text=t.text) for t in self.turns], "meta": dict(self.meta)}
 
     @property
     def question(self) -> str: return next((t.text for t in reversed(self.turns) if t.role == "user"), "")
@@ -141,7 +142,7 @@ def replacing(
         done = True
     except OSError as e:
         if not _is_write_error(e, tmp): raise
-        raise MedchatError("cannot write", path, f"{e.strerror}. {hint}") from e
+        raise MedchatError("cannot write", path, f"{os.strerror(e.errno)}. {hint}") from e # Arrow has words of its own
     finally:
         if not done:
             _remove(tmp)

@@ -4,8 +4,10 @@
 
 # %% ../nbs/02_images.ipynb #0004-exportfr
 from __future__ import annotations
-import hashlib, io, warnings
+import hashlib, io, threading, warnings
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable
 from .core import MedchatError
 
 # %% auto #0
@@ -31,20 +33,28 @@ def _read_bytes(source):
     if data.startswith(b"version https://git-lfs"): raise MedchatError("a Git LFS pointer, not an image", name, "Run: git lfs pull")
     return data, name
 
-# %% ../nbs/02_images.ipynb #0010-exportde
+# %% ../nbs/02_images.ipynb #0010-exportco
+@contextmanager
+def _muted():
+    "No warnings of Pillow. Filters belong to the whole program, so only its main thread may touch them."
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
 def _decode(
     data: bytes, # a whole image file
     name: str,   # for the message
+    whole: bool = True, # else only the header is read
 ):
-    "A fully decoded PIL image, first frame, or MedchatError."
+    "A PIL image, first frame, or MedchatError."
     from PIL import Image, UnidentifiedImageError
     Image.init() # makes every format of the list known
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _muted():
             im = Image.open(io.BytesIO(data), formats=FORMATS)
             if im.width * im.height > MAX_PIXELS: raise Image.DecompressionBombError(f"{im.width} x {im.height} pixels")
-            im.load()
+            if whole: im.load()
             return im
     except UnidentifiedImageError as e:
         raise MedchatError("not an image", name, f"Known formats: {', '.join(FORMATS)}") from e
@@ -104,11 +114,16 @@ def load_image(
 # %% ../nbs/02_images.ipynb #0029-exportde
 def image_info(
     source: str | Path | bytes, # path or file content
-) -> dict:                      # sha256, bytes, format, mode, width, height, turned, window
-    "Decode a picture completely and say what it is, or raise MedchatError."
+    decode: bool = True,        # decode the whole picture; else only its header is read
+    fingerprint: Callable | None = None, # called with the decoded picture; its result stands in the answer
+) -> dict:                      # sha256, bytes, format, mode, width, height, turned, window, fingerprint
+    "Say what a picture is, or raise MedchatError when it cannot be decoded."
     import numpy as np
+    from PIL import Image
     data, name = _read_bytes(source)
-    im = _decode(data, name)
+    im = _decode(data, name, decode)
+    exif = im.getexif() if decode else Image.Image.getexif(im) # that of PNG would decode all of it
     deep = im.mode.startswith("I") or im.mode == "F"
     return dict(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), format=im.format, mode=im.mode, width=im.width, height=im.height,
-                turned=im.getexif().get(274, 1) not in (0, 1), window=to_8bit(np.asarray(im))[1] if deep else None)
+                turned=exif.get(274, 1) not in (0, 1), window=to_8bit(np.asarray(im))[1] if deep and decode else None,
+                fingerprint=fingerprint(im) if fingerprint and decode else None)
