@@ -4,15 +4,18 @@
 
 # %% ../nbs/04_readers.ipynb #0004-exportfr
 from __future__ import annotations
-import json, re
+import csv, hashlib, importlib, inspect, io, json, os, re
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 from .core import MedchatError, Record, Turn, check_record
 
 # %% auto #0
-__all__ = ['FORMATS', 'Reject', 'Reader', 'reader', 'find_format', 'read_records', 'to_text', 'json_list', 'json_lines',
-           'image_path', 'records', 'mend_text', 'vqa_rad']
+__all__ = ['FORMATS', 'Reject', 'Reader', 'reader', 'known_formats', 'recognise', 'find_format', 'image_root', 'read_records',
+           'formats', 'to_text', 'qa', 'answer_type', 'json_file', 'json_rows', 'json_lines', 'csv_rows',
+           'parquet_rows', 'first_keys', 'image_path', 'held_image', 'records']
 
 # %% ../nbs/04_readers.ipynb #0007-exportda
 @dataclass
@@ -28,9 +31,15 @@ class Reader:
     "One published layout: how to find its rows, and how a row becomes a Record."
     name: str
     about: str            # one line: what the source must hold
-    rows: Callable        # source path -> iterator of (where, row)
-    to_record: Callable   # (base, where, row) -> Record; ValueError(reason) refuses the row
+    rows: Callable        # (source, **options) -> iterator of (where, row)
+    to_record: Callable   # (base, where, row) -> Record, or (Record, {path: bytes}) where rows hold the images; ValueError refuses the row
     base: Callable = lambda source: source if source.is_dir() else source.parent # folder that image paths start from
+    sniff: Callable = lambda source: ""  # source -> by what the layout is recognised, or ""
+    origin: str = ""      # paper or page that describes the layout
+    local: bool = True    # is the source a path?
+
+    @property
+    def options(self) -> list[str]: return list(inspect.signature(self.rows).parameters)[1:]
 
 FORMATS: dict[str, Reader] = {}
 
@@ -41,15 +50,44 @@ def reader(name: str, about: str, rows: Callable, **kwargs):
         return to_record
     return register
 
-# %% ../nbs/04_readers.ipynb #0011-exportde
+# %% ../nbs/04_readers.ipynb #0011-exportsh
+_SHELVES = ("vqa_sets", "caption_sets", "chat_sets", "studies", "tables") # modules that register more formats; the general ones last
+
+def known_formats() -> dict[str, Reader]:
+    "Every registered format, the special ones before the general."
+    for shelf in _SHELVES:
+        if importlib.util.find_spec(f"medchat.{shelf}"): importlib.import_module(f"medchat.{shelf}")
+    order = {f"medchat.{s}": n for n, s in enumerate(_SHELVES)}
+    return dict(sorted(FORMATS.items(), key=lambda kv: order.get(kv[1].to_record.__module__, -1)))
+
+def recognise(
+    source: str | Path, # file or folder as published
+) -> tuple[str, str]:   # (format, by what it is recognised)
+    "The format of a source; a one-line error when nobody knows it, or when two do."
+    found = [(f.name, how) for f in known_formats().values() if (how := f.sniff(Path(source)))]
+    if found: return found[0]
+    if pointer := _find_pointer(Path(source)): raise MedchatError("a Git LFS pointer, not the data", pointer, "Run: git lfs pull")
+    raise MedchatError("no format recognises", source, "See: medchat formats. Then name one with --format")
+
+def _find_pointer(source: Path) -> Path | None:
+    "A file that Git LFS never fetched, among the first thousand."
+    files = [source] if source.is_file() else islice((p for p in source.rglob("*") if p.is_file()), 1000)
+    for path in files:
+        if 100 < path.stat().st_size < 300 and path.read_bytes().startswith(b"version https://git-lfs"): return path
+    return None
+
+# %% ../nbs/04_readers.ipynb #0012-exportde
 def find_format(
     source: str | Path,
-    format: str,
+    format: str, # a name in FORMATS, or "auto"
 ) -> Reader:
     "The reader of a format; a one-line error when the format or the source does not exist."
-    if format not in FORMATS: raise MedchatError("unknown format", format, f"Known formats: {', '.join(sorted(FORMATS))}")
-    if not Path(source).exists(): raise MedchatError("no such file or folder", source, "Check the path")
-    return FORMATS[format]
+    known = known_formats()
+    if format != "auto" and format not in known: raise MedchatError("unknown format", format, f"Known formats: auto, {', '.join(known)}")
+    if (format == "auto" or known[format].local) and not Path(source).exists():
+        if format == "auto" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and "hub" in known: return known["hub"]
+        raise MedchatError("no such file or folder", source, "Check the path")
+    return known[recognise(source)[0] if format == "auto" else format]
 
 def _reason(e: Exception) -> str:
     "An exception as a short reason."
@@ -57,25 +95,51 @@ def _reason(e: Exception) -> str:
     if isinstance(e, UnicodeError): return "text with half a Unicode character"
     return str(e) or type(e).__name__
 
-# %% ../nbs/04_readers.ipynb #0012-exportde
+# %% ../nbs/04_readers.ipynb #0013-exportde
+def _read_row(f: Reader, base: Path, where: str, row: Any) -> Record | Reject:
+    "One row: a Record that knows its place and the images it brought, or a Reject."
+    if isinstance(row, Reject): return row
+    try:
+        made = f.to_record(base, where, row)
+        record, blobs = made if isinstance(made, tuple) else (made, {})
+        reasons = check_record(record)
+        json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() # half a character cannot be stored
+        record.where, record.blobs = where, blobs
+    except MedchatError as e: reasons = [str(e)]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, RuntimeError) as e: reasons = [_reason(e)] # RuntimeError: a link that leads to itself
+    return Reject(where, "; ".join(reasons), row) if reasons else record
+
+def image_root(
+    source: str | Path,
+    f: Reader,
+    images: str | Path | None = None, # the folder that the user names
+) -> Path:
+    "The folder that the image paths of a source start from."
+    if images and not Path(images).is_dir(): raise MedchatError("no such folder of images", images, "Check --images")
+    return Path(images) if images else f.base(Path(source)) if f.local else Path()
+
 def read_records(
-    source: str | Path, # file or folder as published
-    format: str,        # a name in FORMATS
+    source: str | Path,   # file or folder as published
+    format: str = "auto", # a name in FORMATS, or "auto"
+    images: str | Path | None = None, # folder that the rows' image paths start from, where it is not beside the rows
+    **options,            # what the format's `rows` takes: language, columns, frames
 ) -> Iterator[Record | Reject]: # one for each row
     "Each row of a source as a Record or a Reject."
-    source, f = Path(source), find_format(source, format)
-    base = f.base(source)
-    for where, row in f.rows(source):
-        if isinstance(row, Reject): yield row; continue
-        try:
-            record = f.to_record(base, where, row)
-            reasons = check_record(record)
-            json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() # half a character cannot be stored
-            record.where = where
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RuntimeError) as e: reasons = [_reason(e)] # RuntimeError: a link that leads to itself
-        yield Reject(where, "; ".join(reasons), row) if reasons else record
+    f = find_format(source, format)
+    source = Path(source) if f.local else source
+    if wrong := [o for o in options if o not in f.options]:
+        raise MedchatError(f"format {f.name} takes no option", wrong[0].replace("_", "-"), f"It takes: {', '.join(f.options) or 'none'}")
+    base = image_root(source, f, images)
+    return (_read_row(f, base, where, row) for where, row in f.rows(source, **options))
 
-# %% ../nbs/04_readers.ipynb #0017-exportde
+# %% ../nbs/04_readers.ipynb #0016-exportde
+def formats() -> str: # a table
+    "List the layouts that can be read, with what the source must hold and the options of each."
+    width = max(map(len, known := known_formats()))
+    lines = [f"{name:{width}}  {f.about}" + (f" [--{', --'.join(o.replace('_', '-') for o in f.options)}]" if f.options else "") for name, f in known.items()]
+    return "\n".join(["medchat convert recognises them by itself (--format auto):", *lines])
+
+# %% ../nbs/04_readers.ipynb #0019-exportde
 def to_text(
     value: Any,  # what the file holds: text, number, None
     name: str = "text", # name of the field, for the reason
@@ -84,35 +148,155 @@ def to_text(
     if isinstance(value, bool) or value != value or not isinstance(value, (str, int, float)): raise ValueError(f"{name} is {type(value).__name__}, not text")
     return str(value).strip()
 
-# %% ../nbs/04_readers.ipynb #0020-exportde
-def json_list(
-    path: Path, # a file that holds one JSON list
-) -> list:
-    "The rows of a JSON list, or a one-line error."
-    try: text = Path(path).read_text(encoding="utf-8-sig")
+def qa(
+    question: Any, # as the row holds it
+    answer: Any,   # as the row holds it
+) -> list[Turn]:
+    "A question and its answer as turns; ValueError when one of them is no text."
+    return [Turn("user", to_text(question, "question")), Turn("assistant", to_text(answer, "answer"))]
+
+def answer_type(
+    answer: str, # as text
+) -> str:        # closed (yes or no) or open
+    "The type of an answer where the set does not say it: yes and no are closed, as PathVQA and LLaVA-Med count them."
+    return "closed" if answer.strip().strip(".").lower() in ("yes", "no") else "open"
+
+# %% ../nbs/04_readers.ipynb #0022-exportde
+def _open(path: Path) -> io.BufferedReader:
+    "A file of rows, opened; a one-line error when it cannot be, or was never fetched."
+    try:
+        f = open(path, "rb")
+        pointer = f.peek(200).startswith(b"version https://git-lfs")
     except OSError as e: raise MedchatError("cannot read", path, e.strerror) from e
-    except UnicodeDecodeError as e: raise MedchatError("not UTF-8 text", path, "Save it again as UTF-8") from e
-    if text.startswith("version https://git-lfs"): raise MedchatError("a Git LFS pointer, not the data", path, "Run: git lfs pull")
-    try: rows = json.loads(text)
-    except (ValueError, RecursionError) as e: raise MedchatError("not JSON", path, str(e) if text.strip() else "The file is empty") from e
-    if not isinstance(rows, list): raise MedchatError("not a list of rows", path, f"It holds one {type(rows).__name__}")
-    return rows
+    if pointer: f.close(); raise MedchatError("a Git LFS pointer, not the data", path, "Run: git lfs pull")
+    return f
+
+def json_file(
+    path: Path, # a JSON file that is small, or not a list of rows
+) -> Any:
+    "What a JSON file holds, or a one-line error."
+    with _open(path) as f:
+        try: return json.loads(f.read().decode("utf-8-sig"))
+        except UnicodeDecodeError as e: raise MedchatError("not UTF-8 text", path, "Save it again as UTF-8") from e
+        except (ValueError, RecursionError) as e: raise MedchatError("not JSON", path, str(e) if Path(path).stat().st_size else "The file is empty") from e
+
+# %% ../nbs/04_readers.ipynb #0023-exportbl
+_blank = re.compile(r"[ \t\r\n]*")
+
+def _elements(f: io.TextIOBase, size: int = 1 << 20) -> Iterator[Any]:
+    "The elements of one JSON list, decoded one at a time from a text stream."
+    text, ended, comma, decode = f.read(size), False, False, json.JSONDecoder().raw_decode
+    if not (start := re.match(r"\s*\[", text)): json.loads(text + f.read()); raise TypeError # valid JSON, but no list
+    at = start.end()
+    while True:
+        at = _blank.match(text, at).end()
+        try:
+            if text[at:at + 1] == "]" and not comma: break
+            row, end = decode(text, at)
+            end = _blank.match(text, end).end()
+            if text[end:end + 1] not in (",", "]"): raise ValueError("a comma is missing") # or a number goes on in the next piece
+        except ValueError:
+            if ended: raise
+            more = f.read(max(size, len(text) - at)) # twice as much each time, so that a long element is not read over and over
+            text, at, ended = text[at:] + more, 0, not more
+            continue
+        yield row
+        comma = text[end] == ","
+        at = end + comma
+    if (text[at + 1:] + f.read()).strip(): raise ValueError("something follows the end of the list")
+
+# %% ../nbs/04_readers.ipynb #0024-exportde
+def json_rows(
+    path: Path, # a file that holds one JSON list
+) -> Iterator[tuple[str, Any]]: # (where, row)
+    "The rows of a JSON list one by one, or a one-line error."
+    path = Path(path)
+    with _open(path) as raw:
+        try:
+            for n, row in enumerate(_elements(io.TextIOWrapper(raw, "utf-8-sig")), 1): yield f"{path.name}[{n}]", row
+        except UnicodeDecodeError as e: raise MedchatError("not UTF-8 text", path, "Save it again as UTF-8") from e
+        except TypeError as e: raise MedchatError("not a list of rows", path, "It holds one thing, not a list") from e
+        except (ValueError, RecursionError) as e: raise MedchatError("not JSON", path, str(e) if path.stat().st_size else "The file is empty") from e
 
 def json_lines(
     path: Path, # a file with one JSON object per line
 ) -> Iterator[tuple[str, Any]]: # (where, row); the row of a broken line is a Reject
     "The lines of a JSONL file; a broken line becomes a Reject, and the rest goes on."
-    try: f = open(path, "rb")
-    except OSError as e: raise MedchatError("cannot read", path, e.strerror) from e
-    with f:
+    with _open(path) as f:
         for n, line in enumerate(f, 1):
-            if n == 1 and line.startswith(b"version https://git-lfs"): raise MedchatError("a Git LFS pointer, not the data", path, "Run: git lfs pull")
             if not line.strip(): continue
             where = f"{Path(path).name}:{n}"
             try: yield where, json.loads(line.decode("utf-8-sig" if n == 1 else "utf-8"))
             except (ValueError, RecursionError) as e: yield where, Reject(where, f"not a line of JSON: {e}", line.decode("utf-8", "replace").strip()[:500])
 
-# %% ../nbs/04_readers.ipynb #0023-exportde
+# %% ../nbs/04_readers.ipynb #0027-exportde
+def csv_rows(
+    path: Path,             # a table with a line of column names
+    delimiter: str = "",    # between cells; found out when empty: tab for .tsv and .txt, else comma or semicolon
+    columns: list[str] | None = None, # names of the columns where the file has no line for them
+) -> Iterator[tuple[str, dict]]: # (where, row); the row of a broken line is a Reject
+    "The rows of a csv or tsv file as dictionaries."
+    path = Path(path)
+    csv.field_size_limit(1 << 27)
+    with _open(path) as raw:
+        if raw.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"): text = io.TextIOWrapper(raw, "utf-16", newline="")
+        else: text = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") # a wrong letter costs its row, not the file
+        lines = (line.replace("\0", "\ufffd") for line in text)
+        head = next(lines, "")
+        if not head.strip(): raise MedchatError("an empty table", path, "It must begin with the names of its columns")
+        delimiter = delimiter or ("\t" if path.suffix.lower() in (".tsv", ".txt") else ";" if head.count(";") > head.count(",") else ",")
+        parse = lambda ls: csv.reader(ls, delimiter=delimiter, strict=True)
+        names = columns or [c.strip() for c in next(parse([head]))]
+        if len(set(names)) < len(names): raise MedchatError("a table with two columns of one name", path, f"Its columns: {', '.join(names)}")
+        yield from _cells(path.name, parse([head] if columns else []), names, 0)
+        yield from _cells(path.name, parse(lines), names, bool(columns))
+
+def _cells(name: str, reader: Iterator, names: list[str], n: int) -> Iterator[tuple[str, Any]]:
+    while True:
+        n += 1; where = f"{name}[{n}]"
+        try: cells = next(reader)
+        except StopIteration: return
+        except csv.Error as e: yield where, Reject(where, f"not a row of a table: {e}"); continue
+        if not cells: n -= 1; continue
+        row = dict(zip(names, cells))
+        if len(cells) != len(names): yield where, Reject(where, f"{len(cells)} cells where {len(names)} columns are", cells[:50])
+        elif any("\udc80" <= c <= "\udcff" for cell in cells for c in cell if c > "\ud7ff"): yield where, Reject(where, "not UTF-8 text", ascii(row)[:500])
+        else: yield where, row
+
+# %% ../nbs/04_readers.ipynb #0029-exportde
+def parquet_rows(
+    paths: Iterable[Path], # Parquet files, in order
+) -> Iterator[tuple[str, dict]]: # (where, row)
+    "The rows of Parquet files one by one."
+    import pyarrow as pa, pyarrow.parquet as pq
+    for path in map(Path, paths):
+        _open(path).close()
+        try:
+            with pq.ParquetFile(path) as f:
+                rows = (row for batch in f.iter_batches(batch_size=32) for row in batch.to_pylist())
+                for n, row in enumerate(rows, 1): yield f"{path.name}[{n}]", row
+        except (pa.ArrowException, OSError) as e: raise MedchatError("not a Parquet file", path, f"{e}. Fetch it again") from e
+
+def first_keys(
+    path: Path, # a JSON list, JSONL, csv, tsv or Parquet file, or anything else
+) -> set[str]:  # names of the fields of its first row; empty when it has none
+    "What the first row of a file names: how a layout is recognised."
+    path = Path(path)
+    if not path.is_file(): return set()
+    kind = path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            import pyarrow.parquet as pq
+            return set(pq.read_schema(path).names)
+        rows = {".json": json_rows, ".jsonl": json_lines, ".csv": csv_rows, ".tsv": csv_rows}.get(kind)
+        row = next(rows(path), (None, None))[1] if rows else None
+    except Exception: return set() # whatever it is, it is not recognised
+    return {k for k in row if isinstance(k, str)} if isinstance(row, dict) else set()
+
+# %% ../nbs/04_readers.ipynb #0032-exportlr
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str: return os.path.realpath(folder)
+
 def image_path(
     base: Path, # the folder that paths start from
     name: Any,  # the path as the row gives it
@@ -120,24 +304,42 @@ def image_path(
     "A path of a row, made relative and kept inside the source folder; ValueError when it leaves it."
     if not isinstance(name, str) or not name.strip(): raise ValueError(f"no image path: {name!r}")
     if "\0" in name: raise ValueError(f"image path with a zero byte: {name!r}")
-    base, path = Path(base).resolve(), name.strip().replace("\\", "/")
+    path = name.strip().replace("\\", "/")
     if re.match(r"[A-Za-z]:|[a-z0-9+.-]+://", path): raise ValueError(f"image outside the source folder: {name}")
-    lexical = Path(*[p for p in (base/path).parts if p != "."])
-    parts = []
-    for p in lexical.parts: parts = parts[:-1] if p == ".." else parts + [p]
-    inside = Path(*parts)
-    if not inside.is_relative_to(base) or inside == base: raise ValueError(f"image outside the source folder: {name}")
-    roots = [base] + [p.parent/"blobs" for p in (base, *base.parents) if p.name == "snapshots"]
-    if not any(inside.resolve().is_relative_to(r) for r in roots): raise ValueError(f"image is a link out of the source folder: {name}")
-    return inside.relative_to(base).as_posix()
+    root = _real(str(base))
+    inside = os.path.normpath(os.path.join(root, path))
+    if not inside.startswith(root.rstrip("/") + "/"): raise ValueError(f"image outside the source folder: {name}")
+    folder = _real(os.path.dirname(inside))
+    real = os.path.realpath(inside) if os.path.islink(inside) else folder
+    if os.path.islink(real): raise ValueError(f"image is a link that leads to itself: {name}")
+    roots = [root] + [str(p.parent/"blobs") for p in (Path(root), *Path(root).parents) if p.name == "snapshots"]
+    if not any(f"{real}/".startswith(r.rstrip("/") + "/") for r in roots): raise ValueError(f"image is a link out of the source folder: {name}")
+    return os.path.relpath(inside, root)
 
-# %% ../nbs/04_readers.ipynb #0026-exportde
+# %% ../nbs/04_readers.ipynb #0035-exportma
+_magic = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"))
+
+def held_image(
+    value: Any, # bytes, or {"bytes", "path"} as Parquet files and `datasets` hold it
+) -> tuple[str, bytes]: # (a path made of the content, the bytes)
+    "A picture that stands in its row; ValueError when there is none."
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, (bytes, bytearray)) or not data: raise ValueError(f"no image in the row: {type(value).__name__}")
+    suffix = next((s for m, s in _magic if data.startswith(m)), ".webp" if data[8:12] == b"WEBP" else ".bin")
+    return f"images/{hashlib.sha256(data).hexdigest()[:24]}{suffix}", bytes(data)
+
+# %% ../nbs/04_readers.ipynb #0038-exportde
 def _records_rows(source: Path) -> Iterator[tuple[str, Any]]:
     "Rows of a JSONL file, a JSON list, or a folder with records.jsonl."
     path = source/"records.jsonl" if source.is_dir() else source
     if not path.is_file(): raise MedchatError("no records.jsonl in", source, "Give a JSONL file, or a folder that holds records.jsonl")
-    if path.suffix.lower() != ".json": yield from json_lines(path); return
-    for n, row in enumerate(json_list(path), 1): yield f"{path.name}[{n}]", row
+    yield from json_rows(path) if path.suffix.lower() == ".json" else json_lines(path)
+
+def _sniff_records(source: Path) -> str:
+    path = source/"records.jsonl" if source.is_dir() else source
+    keys = first_keys(path)
+    if {"turns", "images"} <= keys: return f"{path.name} holds turns and images"
+    return f"{path.name} holds image_path, instruction and response" if {"image_path", "instruction", "response"} <= keys else ""
 
 def _tutorial_record(base: Path, where: str, row: dict) -> Record:
     "A row {image_path, instruction, context, response} as a Record."
@@ -149,7 +351,7 @@ def _tutorial_record(base: Path, where: str, row: dict) -> Record:
                   turns=[Turn("user", f"{question}\n{context}".strip() if question else ""), Turn("assistant", to_text(row["response"], "response"))],
                   meta={k: v for k, v in row.items() if k not in known})
 
-# %% ../nbs/04_readers.ipynb #0027-exportde
+# %% ../nbs/04_readers.ipynb #0039-exportde
 def _own_record(base: Path, where: str, row: dict) -> Record:
     "A row with the fields of a Record; fields it does not know go to meta."
     names = {f.name for f in fields(Record)}
@@ -164,7 +366,8 @@ def _own_record(base: Path, where: str, row: dict) -> Record:
     images = [image_path(base, i) for i in row.get("images", [])]
     return Record(**{**{k: v for k, v in row.items() if k in names}, "images": images, "turns": turns, "meta": meta})
 
-@reader("records", "a JSONL file (or a folder with records.jsonl) of Records, or rows image_path, instruction, context, response", rows=_records_rows)
+@reader("records", "a JSONL file (or a folder with records.jsonl) of Records, or rows image_path, instruction, context, response",
+        rows=_records_rows, sniff=_sniff_records)
 def records(
     base,  # folder that image paths are relative to
     where, # the row's place, such as "records.jsonl:3"
@@ -180,54 +383,3 @@ def records(
         if isinstance(value, (int, float)) and not isinstance(value, bool): setattr(record, name, str(value))
         elif value is not None and not isinstance(value, str): raise ValueError(f"{name} is {type(value).__name__}, not text")
     return record
-
-# %% ../nbs/04_readers.ipynb #0031-exportde
-def _rad_home(source: Path) -> Path:
-    "The folder that holds the JSON files, seen from what the user gave."
-    for folder in ([source.parent] if source.is_file() else [source, source/"data_RAD"]):
-        if _rad_files(folder): return folder
-    raise MedchatError("no VQA-RAD files in", source, "It must hold trainset.json and testset.json, or 'VQA_RAD Dataset Public.json'")
-
-def _rad_files(folder: Path) -> list[Path]:
-    "The files with rows: train and test, or the one original file."
-    return [p for n in ("trainset.json", "testset.json", "VQA_RAD Dataset Public.json") if (p := folder/n).is_file()]
-
-def _rad_rows(source: Path) -> Iterator[tuple[str, Any]]:
-    "Rows of all files, with the split that the file means."
-    for path in [source] if source.is_file() else _rad_files(_rad_home(source)):
-        for n, row in enumerate(json_list(path), 1): yield f"{path.name}[{n}]", row
-
-# %% ../nbs/04_readers.ipynb #0033-exportra
-_RAD_TYPES = {"ATRIB": "ATTRIB", "PRSE": "PRES"}
-
-def mend_text(
-    text: str,
-) -> str:
-    "Undo the lost commas (tabs) and lost apostrophes (U+FFFD) of VQA-RAD."
-    text = re.sub(r"(?<=\w) (\w)\t", r"\1\t", text)
-    text = re.sub(r"[ ]*\t[ \t]*", ", ", text)
-    text = re.sub(r"(?<=\w)\ufffd(?=\w)", "'", text).replace("\ufffd", "")
-    return re.sub(r"\s+", " ", text).strip()
-
-# %% ../nbs/04_readers.ipynb #0035-exportre
-@reader("vqa_rad", "the folder data_RAD with trainset.json, testset.json and images/ (or the original 'VQA_RAD Dataset Public.json')",
-        rows=_rad_rows, base=_rad_home)
-def vqa_rad(
-    home,  # the folder data_RAD
-    where, # the row's place, such as "trainset.json:3"
-    row,   # what stands there
-):
-    "One question of VQA-RAD."
-    if not isinstance(row, dict): raise ValueError(f"a row must be an object, not {type(row).__name__}")
-    raw = [to_text(row["question"], "question"), to_text(row["answer"], "answer")]
-    question, answer = map(mend_text, raw)
-    kind = to_text(row["answer_type"], "answer_type").lower()
-    if kind not in ("open", "closed"): raise ValueError(f"unknown answer type {row['answer_type']!r}")
-    types = [_RAD_TYPES.get(t.strip().upper(), t.strip().upper()) for t in str(row.get("question_type") or "").split(",") if t.strip()]
-    name = to_text(row["image_name"], "image_name")
-    images = next((d for d in ("images", "VQA_RAD Image Folder") if (home/d).is_dir()), "images")
-    test = where.startswith("test") or str(row.get("phrase_type", "")).startswith("test")
-    meta = {k: v for k, v in row.items() if k not in ("question", "answer", "answer_type", "question_type", "image_name")} | {"question_type": types}
-    if any(re.search("[\t\ufffd]", t) for t in raw): meta["mended"] = raw
-    return Record(f"vqa_rad-{row['qid']}", [image_path(home, f"{images}/{name}")], [Turn("user", question), Turn("assistant", answer)],
-                  "vqa", kind, "test" if test else "train", name, "VQA-RAD", "CC0-1.0", meta=meta)

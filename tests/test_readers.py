@@ -5,17 +5,13 @@ import pytest
 from hypothesis import given, strategies as st
 from medchat import readers
 from medchat.core import MedchatError, Record
-from medchat.readers import FORMATS, Reject, find_format, image_path, json_lines, mend_text, read_records, to_text
+from medchat.readers import FORMATS, Reject, csv_rows, find_format, first_keys, formats, image_path, json_lines, json_rows, parquet_rows, read_records, recognise, to_text
 
 ROW = {"id": "a", "images": ["a.png"], "turns": [{"role": "user", "text": "Large?"}, {"role": "assistant", "text": "Yes"}], "kind": "vqa"}
 TUTORIAL = {"image_path": "a.png", "instruction": "Describe.", "context": "", "response": "Clear."}
-RAD = dict(qid=1, image_name="s.jpg", image_organ="CHEST", answer="Yes", answer_type="CLOSED", question_type="PRES", question="Large?", phrase_type="freeform")
 
 def write(folder, *rows): (folder/"records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows)); return folder
 def one(folder, row): (x,) = read_records(write(folder, row), "records"); return x
-def rad(folder, train, test=()):
-    (folder/"trainset.json").write_text(json.dumps(list(train))); (folder/"testset.json").write_text(json.dumps(list(test)))
-    return list(read_records(folder, "vqa_rad"))
 
 # ---- records
 def test_own_row_comes_back_equal(tmp_path):
@@ -112,67 +108,87 @@ def test_no_path_leaves(parts, sep):
 def test_absolute_path_inside_is_made_relative(tmp_path): assert image_path(tmp_path, str(tmp_path/"x"/"a.png")) == "x/a.png"
 
 # ---- sources
+def lfs(path): path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 132\n"); return path
+
 @pytest.mark.parametrize("make,problem", [
-    (lambda d: (d/"x", "records"), "no such file or folder"), (lambda d: (d, "records"), "no records.jsonl in"), (lambda d: (d, "vqa_rad"), "no VQA-RAD files in"),
-    (lambda d: (d, "vqa-rad"), "unknown format: vqa-rad. Known formats: records, vqa_rad"),
-    (lambda d: ((d/"trainset.json").write_text("{"), (d, "vqa_rad"))[1], "not JSON"), (lambda d: ((d/"trainset.json").write_text("{}"), (d, "vqa_rad"))[1], "not a list of rows"),
-    (lambda d: ((d/"trainset.json").write_text(""), (d, "vqa_rad"))[1], "The file is empty"), (lambda d: ((d/"trainset.json").write_bytes(b"\xff\xfe["), (d, "vqa_rad"))[1], "not UTF-8"),
-    (lambda d: ((d/"trainset.json").write_text("version https://git-lfs.github.com/spec/v1\n"), (d, "vqa_rad"))[1], "Git LFS pointer"),
-    (lambda d: ((d/"records.jsonl").write_text("version https://git-lfs.github.com/spec/v1\n"), (d, "records"))[1], "Git LFS pointer"),
-    (lambda d: ((d/"records.jsonl").mkdir(), (d, "records"))[1], "no records.jsonl")])
+    (lambda d: (d/"x", "records"), "no such file or folder"), (lambda d: (d, "records"), "no records.jsonl in"), (lambda d: (d, "vqa-rad"), "unknown format: vqa-rad. Known formats: auto, records, vqa_rad"),
+    (lambda d: (d, "auto"), "no format recognises"), (lambda d: (lfs(d/"train.json"), "auto"), "Git LFS pointer"), (lambda d: (lfs(d/"train.json").parent, "auto"), "Git LFS pointer"),
+    (lambda d: ((d/"r.json").write_text("{"), (d/"r.json", "records"))[1], "not JSON"), (lambda d: ((d/"r.json").write_text("{}"), (d/"r.json", "records"))[1], "not a list of rows"),
+    (lambda d: ((d/"r.json").write_text(""), (d/"r.json", "records"))[1], "The file is empty"), (lambda d: ((d/"r.json").write_bytes(b"\xff\xfe["), (d/"r.json", "records"))[1], "not UTF-8"),
+    (lambda d: (lfs(d/"records.jsonl"), "records"), "Git LFS pointer"), (lambda d: ((d/"records.jsonl").mkdir(), (d, "records"))[1], "no records.jsonl")])
 def test_bad_sources(tmp_path, make, problem):
     source, format = make(tmp_path)
     with pytest.raises(MedchatError, match=problem) as e: list(read_records(source, format))
     assert "\n" not in str(e.value)
+
+def test_options_and_images(tmp_path):
+    write(tmp_path, ROW)
+    with pytest.raises(MedchatError, match="format records takes no option: allow-burned-in. It takes: none"): read_records(tmp_path, "records", allow_burned_in=True)
+    with pytest.raises(MedchatError, match="no such folder of images"): read_records(tmp_path, "records", images=tmp_path/"gone")
+    (tmp_path/"elsewhere").mkdir()
+    assert [r.images for r in read_records(tmp_path, "records", images=tmp_path/"elsewhere")] == [["a.png"]]
+    assert recognise(tmp_path) == ("records", "records.jsonl holds turns and images") == recognise(tmp_path/"records.jsonl")
+
+def test_every_format_is_listed():
+    said = formats()
+    assert len(FORMATS) >= 20 and all(name in said and f.about and f.origin is not None for name, f in FORMATS.items())
+
+# ---- rows of files
+lists = st.lists(values, max_size=8)
+
+@given(lists, st.integers(1, 40), st.sampled_from([None, 1]))
+def test_json_rows_agree_with_json(rows, size, indent):
+    "Piece by piece, whatever the size of a piece, gives what reading the whole gives."
+    import io
+    text = json.dumps(rows, indent=indent)
+    assert json.dumps(list(readers._elements(io.StringIO(text), size))) == json.dumps(rows)
+
+@given(lists.filter(len), st.integers(0, 10**6))
+def test_a_cut_list_is_never_whole(rows, at):
+    import io
+    text = json.dumps(rows); text = text[:at % len(text)]
+    with pytest.raises((ValueError, TypeError)): list(readers._elements(io.StringIO(text), 16))
+
+@pytest.mark.parametrize("text", ["[1, 2", "[1 2]]", "[1, 2] 3", "[tru]", "[1, }", "", "   ", "[", '["a', "[1,"])
+def test_damaged_lists(tmp_path, text):
+    (tmp_path/"a.json").write_text(text)
+    with pytest.raises(MedchatError, match="not JSON"): list(json_rows(tmp_path/"a.json"))
+
+def test_json_rows_stream(tmp_path):
+    "A list of 60 MB is read in a fraction of that."
+    import tracemalloc
+    with open(tmp_path/"big.json", "w") as f: f.write("[" + ",".join([json.dumps(dict(a="x" * 1000))] * 60_000) + "]")
+    tracemalloc.start()
+    assert sum(1 for _ in json_rows(tmp_path/"big.json")) == 60_000 and tracemalloc.get_traced_memory()[1] < 12e6
+    tracemalloc.stop()
+
+def table(tmp_path, data, name="t.csv", **kw): (tmp_path/name).write_bytes(data if isinstance(data, bytes) else data.encode()); return [r for _, r in csv_rows(tmp_path/name, **kw)]
+
+def test_tables(tmp_path):
+    assert table(tmp_path, 'a,b\n1,"x\ny"\n\n2,"q""q"\n') == [dict(a="1", b="x\ny"), dict(a="2", b='q"q')]
+    assert table(tmp_path, "\ufeffa;b\r\n1;2\r\n") == [dict(a="1", b="2")] == table(tmp_path, "a\tb\n1\t2\n", "t.tsv") == table(tmp_path, "a,b\n1,2\n".encode("utf-16"))
+    assert table(tmp_path, "1,2\n3,4\n", columns=["a", "b"]) == [dict(a="1", b="2"), dict(a="3", b="4")]
+    rows = table(tmp_path, b'a,b\n1\n1,2,3\n\xe9,2\n1,2\n5,"open\n6,7\n')
+    assert [type(r).__name__ for r in rows] == ["Reject", "Reject", "Reject", "dict", "Reject"] and rows[2].why == "not UTF-8 text"
+    for bad, problem in (("", "an empty table"), ("a,a\n1,2\n", "two columns of one name")):
+        with pytest.raises(MedchatError, match=problem): table(tmp_path, bad)
+
+@given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)).filter(lambda r: any(r)), max_size=6))
+def test_what_csv_writes_comes_back(tmp_path_factory, rows):
+    import csv, io
+    f = io.StringIO(newline=""); csv.writer(f).writerows([("a", "b"), *rows])
+    try: data = f.getvalue().encode()
+    except UnicodeEncodeError: return
+    found = table(tmp_path_factory.mktemp("csv"), data)
+    assert [list(r.values()) for r in found] == [[c.replace("\0", "\ufffd") for c in r] for r in rows]
+
+def test_first_keys_never_raises(tmp_path):
+    for n, data in enumerate([b"", b"[", b"[1]", b"{}", b"\xff", b"PAR1", b"a,a\n", b"[" * 5000]):
+        for kind in ("json", "jsonl", "csv", "tsv", "parquet", "png"):
+            (tmp_path/f"{n}.{kind}").write_bytes(data); assert isinstance(first_keys(tmp_path/f"{n}.{kind}"), set)
 
 def test_a_reader_cannot_skip_a_row(tmp_path):
     "A reader that returns nothing for a row is found out, not believed."
     readers.reader("_sloppy", "test", rows=lambda s: iter([("x:1", 1), ("x:2", 2)]))(lambda base, where, row: None)
     try: assert [type(x) for x in read_records(tmp_path, "_sloppy")] == [Reject, Reject]
     finally: FORMATS.pop("_sloppy")
-
-# ---- vqa_rad
-def test_rad_quirks(tmp_path):
-    found = rad(tmp_path, [RAD, RAD | dict(qid=2, answer=4), RAD | dict(qid=3, answer_type="CLOSED "), RAD | dict(qid=4, question_type="PRES, ATRIB"), RAD | dict(qid=5, question_type="PRSE"),
-                           RAD | dict(qid=6, question_type="Other"), RAD | dict(qid=7, question_type=None)], [RAD | dict(qid=8)])
-    assert all(isinstance(r, Record) for r in found)
-    assert found[1].answer == "4" and found[2].answer_type == "closed"
-    assert [r.meta["question_type"] for r in found[3:7]] == [["PRES", "ATTRIB"], ["PRES"], ["OTHER"], []]
-    assert [r.split for r in found] == ["train"] * 7 + ["test"]
-    assert found[0].images == ["images/s.jpg"] and found[0].group == "s.jpg" and found[0].licence == "CC0-1.0"
-
-@pytest.mark.parametrize("change,why", [(dict(answer=""), "empty answer"), (dict(answer=None), "answer is NoneType"), (dict(answer="\t"), "empty answer"), (dict(question=""), "empty question"),
-    (dict(answer_type="HALF"), "unknown answer type"), (dict(answer_type=None), "answer_type is NoneType"), (dict(image_name="../../s.jpg"), "outside"), (dict(image_name=None), "image_name is NoneType")])
-def test_rad_bad_rows(tmp_path, change, why): assert why in rad(tmp_path, [RAD | change])[0].why
-
-@pytest.mark.parametrize("field", ["qid", "image_name", "answer", "answer_type", "question"])
-def test_rad_missing_fields(tmp_path, field): assert field in rad(tmp_path, [{k: v for k, v in RAD.items() if k != field}])[0].why
-
-@pytest.mark.parametrize("broken,whole", [("liver \tsplee n\tstomac h\tand esophagus", "liver, spleen, stomach, and esophagus"), ("Heart \tlungs", "Heart, lungs"), ("it\ufffds", "it's"),
-    ("(hours?\tminutes?)", "(hours?, minutes?)"), ("in a male\twhat else", "in a male, what else"), ("\ufffd end", "end"), ("Is it a T2 image?", "Is it a T2 image?"), ("two  blanks", "two blanks")])
-def test_mend(broken, whole): assert mend_text(broken) == whole
-
-def test_rad_original_layout(tmp_path):
-    "The one-file original: test rows are told by their phrase_type."
-    (tmp_path/"VQA_RAD Image Folder").mkdir()
-    (tmp_path/"VQA_RAD Dataset Public.json").write_text(json.dumps([RAD, RAD | dict(qid=2, phrase_type="test_freeform"), RAD | dict(qid=3, phrase_type="test_para")]))
-    found = list(read_records(tmp_path, "vqa_rad"))
-    assert [r.split for r in found] == ["train", "test", "test"] and found[0].images == ["VQA_RAD Image Folder/s.jpg"]
-
-def test_rad_parent_folder_and_single_file(tmp_path):
-    home = tmp_path/"data_RAD"; home.mkdir(); rad(home, [RAD], [RAD | dict(qid=2)])
-    assert len(list(read_records(tmp_path, "vqa_rad"))) == 2
-    assert [r.split for r in read_records(home/"testset.json", "vqa_rad")] == ["test"]
-
-def test_rad_as_published(real_data):
-    "The real files: every row becomes a Record, with the known quirks mended."
-    found = list(read_records(real_data/"vqa_rad"/"data_RAD", "vqa_rad"))
-    assert len(found) == 3515 and all(isinstance(r, Record) for r in found)
-    assert Counter(r.split for r in found) == {"train": 3064, "test": 451}
-    assert Counter(r.answer_type for r in found) == {"closed": 2095, "open": 1420}
-    assert len({r.id for r in found}) == 3515 and len({r.images[0] for r in found}) == 314
-    assert sum(r.answer.isdigit() and r.meta["qid"] in (2392, 2393, 2485, 2486, 2670, 2671, 3494, 3495, 3496, 3497) for r in found) == 10
-    assert not any(c in t.text for r in found for t in r.turns for c in "\t\ufffd")
-    assert sum("mended" in r.meta for r in found) == 11
-    assert {t for r in found for t in r.meta["question_type"]} == {"PRES", "POS", "ABN", "SIZE", "OTHER", "MODALITY", "ATTRIB", "PLANE", "COLOR", "ORGAN", "COUNT"}
-    assert {r.group for r in found if r.split == "test"} <= {r.group for r in found if r.split == "train"}
