@@ -50,7 +50,7 @@ TRAIN = --kinds vqa --turns-per-image 8 --vision-layers --learning-rate 6e-3 --w
 
 demo: .venv/.installed
 	@rm -rf demo && mkdir demo
-	$(call run,convert sample_data/phantoms --format records --out demo/data)
+	$(call run,convert sample_data/phantoms --out demo/data --keep-splits)
 	$(call run,train --data demo/data --base tiny-qwen2-vl --run demo/run $(TRAIN))
 	$(call run,plot demo/run)
 	$(call run,evaluate demo/run --data demo/data --split test)

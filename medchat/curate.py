@@ -4,200 +4,147 @@
 
 # %% ../nbs/06_curate.ipynb #0004-exportfr
 from __future__ import annotations
-import hashlib, json, random, re, shlex, shutil
-from collections import Counter, defaultdict
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import hashlib, json, os, re, shutil, sqlite3
+from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Iterable
-from fastcore.basics import patch
+from typing import Any, Iterable, Iterator, Literal
 from . import __version__
 from .core import MedchatError, Record, progress, replacing
-from .images import image_info
+from .findings import find_findings
 from .messages import to_messages
-from .readers import Reject, find_format, read_records
+from .readers import Reject, find_format, image_root, read_records, recognise
+from .report import Tally, drop_repeats, find_conflicts, make_report, report_markdown, summary
+from .shelf import Shelf, open_ledger
+from .splits import SPLITS, bundle, deal, to_shares
+from .tidy import choose_images, tidy_record
 
 # %% auto #0
-__all__ = ['SPLITS', 'ImageShelf', 'Row', 'Collected', 'collect', 'find_leaks', 'bundle', 'split_by_group', 'dataset_features',
-           'to_row', 'check_space', 'write_splits', 'find_repeats', 'make_report', 'fix_command', 'leak_line',
-           'report_markdown', 'is_dataset', 'summary', 'convert', 'read_dataset']
+__all__ = ['collect', 'split_rows', 'dataset_features', 'to_row', 'check_space', 'write_shards', 'write_split', 'is_dataset',
+           'convert', 'count', 'read_dataset']
 
-# %% ../nbs/06_curate.ipynb #0009-exportsu
-_suffixes = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"}
-
-class ImageShelf:
-    "The images of a source, each opened and checked once."
-    def __init__(self,
-        base: Path, # the folder that image paths start from
-    ):
-        self.base, self.infos, self.faults = Path(base), {}, {}
-
-    def look(self,
-        path: str, # relative to base
-    ) -> dict:     # what `image_info` says; ValueError when the file is no good
-        "Check an image, or remember what was found."
-        if path not in self.infos and path not in self.faults:
-            try: self.infos[path] = image_info(self.base/path)
-            except MedchatError as e: self.faults[path] = f"{e.problem}: {path}" + (f" ({e.hint})" if e.problem.startswith("damaged") else "")
-        if path in self.faults: raise ValueError(self.faults[path])
-        return self.infos[path]
-
-# %% ../nbs/06_curate.ipynb #0012-exportpa
-@patch
-def read(self: ImageShelf,
-    path: str, # of an image that `look` found good
-) -> bytes:    # the file as it is on disk
-    "The bytes of an image; an error when they are no longer those that were checked."
-    try: data = (self.base/path).read_bytes()
-    except OSError as e: raise MedchatError("image vanished while converting", path, f"{e.strerror}. Convert again") from e
-    if hashlib.sha256(data).hexdigest() != self.look(path)["sha256"]: raise MedchatError("image changed while converting", path, "Convert again")
-    return data
-
-@patch
-def unnamed(self: ImageShelf,
-    used: set[str], # paths that rows name
-) -> list[str]:     # paths of image files that stand beside those
-    "Images in the same folders that no row names."
-    folders = {Path(p).parent for p in used}
-    found = {(d/f.name).as_posix() for d in folders for f in (self.base/d).iterdir() if f.suffix.lower() in _suffixes}
-    return sorted(found - used - set(self.faults))
-
-# %% ../nbs/06_curate.ipynb #0015-exportda
-@dataclass
-class Row:
-    "What is kept in memory of a good record."
-    id: str
-    split: str | None  # as the source gave it
-    group: str | None
-    images: list[str]  # paths
-    hashes: list[str]  # sha256 of those images
-    stratum: str       # kind and answer type: what a split keeps the shares of
-    asked: str         # fingerprint of images + question
-    answered: str      # the answer, lower case
-
-SPLITS = ("train", "validation", "test")
+# %% ../nbs/06_curate.ipynb #0009-exportsp
 _split_names = {"training": "train", "val": "validation", "valid": "validation", "validate": "validation", "dev": "validation", "testing": "test"}
 
-def _row(record: Record, shelf: ImageShelf, seen: set) -> Row:
-    "Check a record against its images and what came before; ValueError when it cannot stay."
-    if record.id in seen: raise ValueError(f"id used twice: {record.id}")
-    hashes = [shelf.look(p)["sha256"] for p in record.images]
-    try: to_messages(record)
-    except MedchatError as e: raise ValueError(e.problem) from e
-    if record.split is not None:
-        name = record.split.strip().lower(); record.split = _split_names.get(name, name)
-        if record.split not in SPLITS: raise ValueError(f"unknown split: {name}")
+def _split_name(record: Record) -> str | None:
+    "The published split by its usual name; ValueError when it has none."
+    if record.split is None: return None
+    name = record.split.strip().lower(); name = _split_names.get(name, name)
+    if name not in SPLITS: raise ValueError(f"unknown split: {name}")
+    return name
+
+def _strata(record: Record) -> list[str]:
+    "What a split keeps the shares of: kind and answer type, and for reports and captions the findings that are present."
+    kind = f"{record.kind} {record.answer_type or ''}".strip()
+    if record.kind not in ("report", "caption") or record.language != "en": return [kind]
+    found = record.meta.setdefault("findings", find_findings(record.answer))
+    return [kind] + sorted(f"{record.kind}: {name}" for name, state in found.items() if state == "present")
+
+def _asked(record: Record, hashes: list[str]) -> tuple[bytes, str]: # (fingerprint of pictures and question, the answer)
+    "What is asked about which pictures, and the answer, without regard to case and blanks."
     words = lambda t: " ".join(t.lower().split())
     question = json.dumps([hashes, [words(t.text) for t in record.turns[:-1]]])
-    return Row(record.id, record.split, record.group, record.images, hashes, f"{record.kind} {record.answer_type or ''}".strip(),
-               hashlib.sha256(question.encode()).hexdigest(), words(record.answer))
+    return hashlib.sha256(question.encode()).digest(), words(record.answer)
 
-# %% ../nbs/06_curate.ipynb #0016-exportda
-@dataclass
-class Collected:
-    "What one pass over a source found."
-    shelf: ImageShelf
-    rows: list[Row] = field(default_factory=list)
-    n_in: int = 0
-    why: Counter = field(default_factory=Counter)            # rejects by reason
-    examples: dict = field(default_factory=dict)             # reason -> first rejects
-    counts: dict = field(default_factory=lambda: defaultdict(Counter)) # licence, source, language
-    mended: list = field(default_factory=list)
+# %% ../nbs/06_curate.ipynb #0010-exportde
+def _note_row(db: sqlite3.Connection, n: int, record: Record, images: list[tuple[int, str]], strata: list[str]):
+    "Write a good record into the ledger; ValueError when its id is taken."
+    asked, answered = _asked(record, [sha for _, sha in images])
+    try:
+        db.execute("insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, null, null)", [n, record.id, record.split, record.group, record.kind, record.answer_type,
+                   json.dumps(strata, ensure_ascii=False), asked, answered, json.dumps(record.to_dict(), ensure_ascii=False)])
+    except sqlite3.IntegrityError: raise ValueError(f"id used twice: {record.id}") from None
+    db.executemany("insert or ignore into uses values (?, ?)", [(n, image) for image, _ in images])
 
+def _take(db: sqlite3.Connection, shelf: Shelf, tally: Tally, n: int, record: Record, lowercase: bool, scrub: bool, max_images: int | None, choose: str):
+    "Clean a record, look at its pictures and note it; ValueError when it cannot stay."
+    changed, removed = tidy_record(record, lowercase, scrub)
+    record.split = _split_name(record)
+    if max_images and len(record.images) > max_images:
+        for p in record.images: shelf.look(p)
+        choose_images(record, [shelf.file(p) for p in record.images], max_images, choose); tally.chosen += 1
+    images, strata = [shelf.look(p) for p in record.images], _strata(record)
+    try: to_messages(record)
+    except MedchatError as e: raise ValueError(e.problem) from e
+    _note_row(db, n, record, images, strata)
+    tally.read[record.split or "no split", strata[0]] += 1
+    for step, before, after in changed: tally.note_step(step, record.id, before, after)
+    if "mended" in record.meta: tally.note_step("mended by the reader", record.id, record.meta["mended"], [record.question, record.answer])
+    for kind, k in [*removed.items(), *record.meta.get("removed", {}).items()]: tally.removed[kind] += k
+    for name in ("source", "licence", "language"): tally.counts[name][getattr(record, name) or "unknown"] += 1
+
+# %% ../nbs/06_curate.ipynb #0011-exportde
 def _dump(row: Any) -> str:
-    "One line of JSON; half a Unicode character becomes its escape."
-    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode() + "\n"
+    "One line of JSON; half a Unicode character becomes its escape, bytes their number."
+    plain = lambda x: f"<{len(x)} bytes>" if isinstance(x, (bytes, bytearray)) else str(x)
+    return json.dumps(row, ensure_ascii=False, default=plain).encode("utf-8", "backslashreplace").decode() + "\n"
 
-# %% ../nbs/06_curate.ipynb #0019-exportde
+def _ahead(items: Iterable, shelf: Shelf, size: int = 200) -> Iterator:
+    "The same items, some hundred read ahead, whose pictures the shelf begins to look at."
+    items, batch = iter(items), []
+    while True:
+        following = list(islice(items, size))
+        for item in following:
+            if isinstance(item, Record): shelf.expect(item.images, item.blobs); item.blobs = None
+        yield from batch
+        if not following: return
+        batch = following
+
 def collect(
-    source: Path,
-    format: str,
-    scratch: Path,  # file to write the good records to
-    rejects: Path,  # file to write the rejects to
-) -> Collected:
-    "Read a source once: good records to scratch, the others to rejects."
-    found, seen = Collected(ImageShelf(find_format(source, format).base(source))), set()
-    with open(scratch, "w", encoding="utf-8") as good, open(rejects, "w", encoding="utf-8") as bad:
-        for item in progress(read_records(source, format), desc="reading"):
-            found.n_in += 1
+    items: Iterable[Record | Reject], # as `read_records` yields them
+    db: sqlite3.Connection, # an empty ledger
+    shelf: Shelf,
+    rejects: str | Path,    # file to write the rejects to
+    lowercase: bool = False, # make all texts lower case
+    scrub: bool = False,     # mask names, dates and numbers in texts
+    max_images: int | None = None, # at most so many pictures a record
+    choose: str = "different",     # which of them stay: different or sharpest
+) -> Tally:
+    "Read a source once: good records to the ledger, the others to rejects."
+    tally = Tally()
+    with open(rejects, "w", encoding="utf-8") as bad:
+        db.execute("begin")
+        for item in progress(_ahead(items, shelf), desc="reading"):
+            tally.n_in += 1
             if isinstance(item, Record):
-                try: row = _row(item, found.shelf, seen)
+                try: _take(db, shelf, tally, tally.n_in, item, lowercase, scrub, max_images, choose); continue
                 except ValueError as e: item = Reject(item.where, str(e), item.to_dict())
-            if isinstance(item, Reject):
-                bad.write(_dump(vars(item))); reason = re.split(r":| ['\"]", item.why)[0]
-                found.why[reason] += 1; found.examples.setdefault(reason, [])
-                if len(found.examples[reason]) < 3: found.examples[reason].append(f"{item.where}: {item.why}")
-                continue
-            seen.add(item.id); found.rows.append(row); good.write(_dump(item.to_dict()))
-            for name in ("licence", "source", "language"): found.counts[name][getattr(item, name) or "unknown"] += 1
-            if "mended" in item.meta: found.mended.append((item.id, item.meta["mended"], [item.question, item.answer]))
-    return found
+            bad.write(_dump(vars(item))); tally.note_reject(item.where, item.why)
+        db.execute("commit")
+    return tally
 
-# %% ../nbs/06_curate.ipynb #0022-exportde
-def find_leaks(
-    rows: list[Row],
-    split_of: list[str], # the split of each row
-) -> list[dict]: # one for each pair of splits that shares something
-    "What stands in two splits: images by sha256, and groups."
-    where = {"images": defaultdict(set), "groups": defaultdict(set)}
-    keys = lambda r: {"images": r.hashes, "groups": [r.group] if r.group is not None else []}
-    names = {h: p for r in rows for h, p in zip(r.hashes, r.images)}
-    for r, s in zip(rows, split_of):
-        for what, ks in keys(r).items():
-            for k in ks: where[what][k].add(s)
-    leaks = []
-    for split, other in (("test", "train"), ("validation", "train"), ("test", "validation")):
-        shared = {what: sorted(k for k, s in w.items() if {split, other} <= s) for what, w in where.items()}
-        if not any(shared.values()): continue
-        inside = [r for r, s in zip(rows, split_of) if s == split]
-        leak = dict(split=split, also_in=other, rows=sum(any(set(shared[w]) & set(k) for w, k in keys(r).items()) for r in inside), of_rows=len(inside))
-        for what in where: leak |= {what: len(shared[what]), f"of_{what}": sum(split in s for s in where[what].values())}
-        leaks.append(leak | dict(examples=[names.get(k, k) for k in (shared["images"] or shared["groups"])[:5]]))
-    return leaks
+# %% ../nbs/06_curate.ipynb #0014-exportde
+def _ties(db: sqlite3.Connection) -> tuple[list[int], Iterator[tuple[int, int]], int]: # (row numbers, ties between their places and things, number of things)
+    "What rows share: pictures that are or look the same, and groups."
+    db.execute("create temp table kept as select row from rows where dropped is null order by id") # their rowid is the place in the order of ids
+    db.execute("create unique index temp.kept_row on kept (row)")
+    db.execute("create temp table groups as select distinct grp from rows where grp is not null order by grp")
+    db.execute("create unique index temp.groups_grp on groups (grp)")
+    n_images = db.execute("select coalesce(max(image), 0) + 1 from images").fetchone()[0]
+    def pairs():
+        yield from db.execute("select k.rowid - 1, look from temp.kept k join uses using (row) join images using (image)")
+        yield from ((place, n_images + g - 1) for place, g in db.execute("select k.rowid - 1, g.rowid from temp.kept k join rows using (row) join temp.groups g using (grp)"))
+    return pairs(), n_images + db.execute("select count(*) from temp.groups").fetchone()[0]
 
-# %% ../nbs/06_curate.ipynb #0025-exportde
-def bundle(
-    rows: list[Row],
-) -> list[list[int]]: # row numbers, one list per bundle
-    "Rows that must stay together: same group, or a picture in common."
-    parent = list(range(len(rows)))
-    def root(i):
-        while parent[i] != i: parent[i] = parent[parent[i]]; i = parent[i]
-        return i
-    first = {}
-    for i, r in enumerate(rows):
-        for key in [("image", h) for h in r.hashes] + ([("group", r.group)] if r.group is not None else []):
-            parent[root(i)] = root(first.setdefault(key, i))
-    bundles = defaultdict(list)
-    for i in range(len(rows)): bundles[root(i)].append(i)
-    return list(bundles.values())
+def split_rows(
+    db: sqlite3.Connection, # a ledger
+    keep: bool,             # the published split stays; a row without one goes to train
+    seed: int,
+    shares: list[float],    # of train, validation, test
+):
+    "Give each row that is kept its split."
+    if keep: db.execute("update rows set split = coalesce(given, 'train') where dropped is null"); return
+    ties, n_things = _ties(db)
+    n = db.execute("select count(*) from temp.kept").fetchone()[0]
+    labels, seen = bundle(n, ties, n_things), {}
+    strata = [seen.setdefault(text, tuple(json.loads(text))) for text, in db.execute("select strata from temp.kept k join rows using (row) order by k.rowid")]
+    split_of = deal(labels, strata, range(n), seed, shares)
+    db.execute("create temp table dealt (place integer primary key, split text)")
+    db.executemany("insert into temp.dealt values (?, ?)", ((i + 1, SPLITS[s]) for i, s in enumerate(split_of)))
+    db.execute("update rows set split = d.split from temp.kept k join temp.dealt d on d.place = k.rowid where k.row = rows.row")
+    for name in ("kept", "groups", "dealt"): db.execute(f"drop table temp.{name}")
 
-# %% ../nbs/06_curate.ipynb #0026-exportde
-def split_by_group(
-    rows: list[Row],
-    seed: int = 3407,
-    shares: tuple = (0.8, 0.1, 0.1), # of train, validation, test
-) -> list[str]: # the split of each row
-    "Deal whole bundles to train, validation and test, keeping the share of each answer type."
-    bundles = sorted(bundle(rows), key=lambda b: min(rows[i].id for i in b))
-    if len(bundles) < 3: raise MedchatError("too few groups to split", len(bundles), "Three splits need three groups at least; use --split as-given")
-    random.Random(seed).shuffle(bundles); bundles.sort(key=len, reverse=True)
-    goal = [{k: n * share for k, n in Counter(r.stratum for r in rows).items()} for share in shares]
-    have, dealt = [Counter() for _ in shares], [[] for _ in shares]
-    for b in bundles:
-        adds = Counter(rows[i].stratum for i in b)
-        cost = lambda s: sum(((have[s][k] + n - goal[s][k])**2 - (have[s][k] - goal[s][k])**2) / goal[s][k] for k, n in adds.items())
-        best = min(range(len(shares)), key=cost)
-        have[best] += adds; dealt[best].append(b)
-    for s in (1, 2): # tiny sets: no split stays empty
-        if not dealt[s]: dealt[s].append(dealt[0].pop())
-    split_of = [""] * len(rows)
-    for name, bs in zip(SPLITS, dealt):
-        for b in bs:
-            for i in b: split_of[i] = name
-    return split_of
-
-# %% ../nbs/06_curate.ipynb #0031-exportde
+# %% ../nbs/06_curate.ipynb #0017-exportde
 def dataset_features():
     "The columns of a dataset folder."
     from datasets import Features, Image, List, Value
@@ -209,31 +156,22 @@ def dataset_features():
 
 def to_row(
     record: Record,
-    shelf: ImageShelf,
+    shelf: Shelf,
 ) -> dict: # one row of the dataset
     "A record with its messages and the bytes of its images."
     d = record.to_dict(); paths = d.pop("images")
     return d | dict(messages=to_messages(record), images=[{"bytes": shelf.read(p), "path": None} for p in paths], image_paths=paths,
-                    image_sha256=[shelf.look(p)["sha256"] for p in paths], meta=json.dumps(record.meta, ensure_ascii=False))
+                    image_sha256=[shelf.look(p)[1] for p in paths], meta=json.dumps(record.meta, ensure_ascii=False))
 
-# %% ../nbs/06_curate.ipynb #0034-exportde
-def _cause(e: BaseException):
-    "The error that the reader can do something about, inside one that `datasets` wrapped."
-    while e is not None and not isinstance(e, (OSError, MedchatError)): e = e.__cause__ or e.__context__
-    return e
+def _records(db: sqlite3.Connection, split: str) -> Iterator[Record]:
+    "The records of a split, in the order of the source."
+    for text, in db.execute("select record from rows where split = ? and dropped is null order by row", [split]):
+        record = Record.from_dict(json.loads(text))
+        if record.split not in (None, split): record.meta["published_split"] = record.split
+        record.split = split
+        yield record
 
-@contextmanager
-def _quiet():
-    "No progress bars of `datasets`; its wrapped errors come out as what they were."
-    import datasets
-    shown = datasets.is_progress_bar_enabled(); datasets.disable_progress_bars()
-    try: yield
-    except Exception as e:
-        if (cause := _cause(e)) in (None, e): raise
-        raise cause from None
-    finally:
-        if shown: datasets.enable_progress_bars()
-
+# %% ../nbs/06_curate.ipynb #0020-exportde
 def check_space(
     folder: Path, # where it will be written
     needed: int,  # bytes
@@ -243,176 +181,96 @@ def check_space(
     free = shutil.disk_usage(folder).free
     if needed > free: raise MedchatError("not enough disk space", f"{needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free", "Choose another --out")
 
-# %% ../nbs/06_curate.ipynb #0036-exportde
-def write_splits(
-    found: Collected,
-    split_of: list[str],
-    scratch: Path, # the records that `collect` wrote
-    out: Path,     # the folder to write; a `work` folder in it is used and removed
-    fingerprint: str,
+def _batches(rows: Iterable[dict], size: int = 16_000_000) -> Iterator[tuple[list[dict], int]]: # (rows, bytes)
+    "Rows in lists of some megabytes, so that only a few pictures are in memory at a time."
+    batch, held = [], 0
+    for row in rows:
+        batch.append(row); held += 2000 + sum(len(i["bytes"]) for i in row["images"])
+        if held > size or len(batch) == 1000: yield batch, held; batch, held = [], 0
+    if batch: yield batch, held
+
+# %% ../nbs/06_curate.ipynb #0022-exportde
+def write_shards(
+    rows: Iterable[dict], # as `to_row` makes them
+    folder: str | Path,   # of one split; it is made
+    shard_size: int = 128_000_000, # bytes
+) -> list[str]: # names of the shards
+    "Write rows as Arrow streams."
+    import pyarrow as pa
+    folder, schema, shards, written, writer = Path(folder), dataset_features().arrow_schema, 0, 0, None
+    folder.mkdir()
+    try:
+        for batch, size in _batches(rows):
+            if writer is None: writer, written, shards = pa.ipc.new_stream(str(folder/f"shard-{shards}"), schema), 0, shards + 1
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema)); written += size
+            if written > shard_size: writer.close(); writer = None
+    finally:
+        if writer: writer.close()
+    names = [f"data-{n:05d}-of-{shards:05d}.arrow" for n in range(shards)]
+    for n, name in enumerate(names): os.replace(folder/f"shard-{n}", folder/name)
+    return names
+
+def write_split(
+    db: sqlite3.Connection, # a ledger whose rows have their splits
+    shelf: Shelf,
+    split: str,
+    folder: Path,           # to make
+    fingerprint: str,       # of the content
 ):
-    "Write a DatasetDict row by row: no more than a few pictures are in memory at a time."
-    from datasets import Dataset, DatasetDict
-    work, sizes = out/"work", [sum(found.shelf.look(p)["bytes"] for p in r.images) for r in found.rows]
-    check_space(out, int(2.1 * sum(sizes)) + 3 * scratch.stat().st_size)
-    batch = max(1, min(100, int(64e6 * len(sizes) / (sum(sizes) + 1))))
-    def rows(split):
-        with open(scratch, encoding="utf-8") as f:
-            for line, s in zip(f, split_of):
-                if s != split: continue
-                record = Record.from_dict(json.loads(line))
-                if record.split not in (None, split): record.meta["published_split"] = record.split
-                record.split = split
-                yield to_row(record, found.shelf)
-    with _quiet():
-        DatasetDict({s: Dataset.from_generator(lambda s=s: progress(rows(s), total=split_of.count(s), desc=f"writing {s}"), features=dataset_features(),
-                        cache_dir=str(work), fingerprint=f"{fingerprint[:16]}-{s}", writer_batch_size=batch)
-                     for s in SPLITS if s in split_of}).save_to_disk(str(out), max_shard_size="128MB")
-    shutil.rmtree(work)
+    "One split in the format of `datasets.save_to_disk`."
+    from datasets import DatasetInfo
+    n = db.execute("select count(*) from rows where split = ? and dropped is null", [split]).fetchone()[0]
+    names = write_shards((to_row(r, shelf) for r in progress(_records(db, split), total=n, desc=f"writing {split}")), folder)
+    DatasetInfo(features=dataset_features()).write_to_directory(str(folder))
+    state = dict(_data_files=[{"filename": name} for name in names], _fingerprint=f"{fingerprint[:16]}-{split}", _format_columns=None, _format_kwargs={},
+                 _format_type=None, _output_all_columns=False, _split=split)
+    (folder/"state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
 
-# %% ../nbs/06_curate.ipynb #0039-exportde
-def find_repeats(
-    rows: list[Row],
-) -> dict: # pairs, extra rows, conflicts and examples
-    "Rows that ask the same question about the same pictures; they are kept, and counted."
-    asked = defaultdict(list)
-    for r in rows: asked[r.asked].append(r)
-    repeated = [rs for rs in asked.values() if len(rs) > 1]
-    conflicts = [rs for rs in repeated if len({r.answered for r in rs}) > 1]
-    return dict(questions=len(repeated), extra_rows=sum(len(rs) - 1 for rs in repeated), conflicts=len(conflicts),
-                examples=[{r.id: r.answered for r in rs} for rs in conflicts[:5]])
-
-# %% ../nbs/06_curate.ipynb #0041-exportde
-def make_report(
-    found: Collected,
-    split_of: list[str],
-    fingerprint: str,
-    **made, # format, source, split and seed, as the call gave them
-) -> dict:
-    "Everything that there is to say about a conversion."
-    import datasets
-    infos, rows = found.shelf.infos, found.rows
-    splits = {}
-    for s in (s for s in SPLITS if s in split_of):
-        inside = [r for r, x in zip(rows, split_of) if x == s]
-        splits[s] = dict(rows=len(inside), images=len({h for r in inside for h in r.hashes}), groups=len({r.group for r in inside if r.group is not None}),
-                         strata=dict(sorted(Counter(r.stratum for r in inside).items())))
-    used = {p for r in rows for p in r.images}
-    images = dict(files=len(used), bytes=sum(infos[p]["bytes"] for p in used), bytes_in_dataset=sum(infos[p]["bytes"] for r in rows for p in r.images),
-                  formats=dict(Counter(f"{infos[p]['format']} {infos[p]['mode']}" for p in sorted(used)).most_common()),
-                  largest=max(((infos[p]["width"], infos[p]["height"]) for p in used), default=None, key=lambda s: s[0] * s[1]),
-                  turned=sum(infos[p]["turned"] for p in used), deep=sum(infos[p]["window"] is not None for p in used), unnamed=found.shelf.unnamed(used))
-    return dict(made=dict(medchat=__version__, datasets=datasets.__version__, **made), fingerprint=fingerprint,
-                rows={"in": found.n_in, "out": len(rows), "rejected": sum(found.why.values())}, splits=splits,
-                no_split=sum(r.split is None for r in rows), leaks=find_leaks(rows, split_of), leaks_as_given=find_leaks(rows, [r.split or "train" for r in rows]),
-                rejects=dict(by_reason=dict(found.why.most_common()), examples=found.examples), repeats=find_repeats(rows),
-                mended=dict(rows=len(found.mended), examples=[dict(id=i, before=b, after=a) for i, b, a in found.mended[:5]]), images=images,
-                **{k: dict(c.most_common()) for k, c in found.counts.items()},
-                image_sha256={p: infos[p]["sha256"] for p in sorted(used)})
-
-# %% ../nbs/06_curate.ipynb #0044-exportde
-def _table(head: list, rows: Iterable) -> str:
-    "A Markdown table."
-    cell = lambda c: " ".join(f"{c:,}".split() if isinstance(c, int) else str(c).replace("|", "\\|").split())
-    return "\n".join(f"| {' | '.join(map(cell, r))} |" for r in [head, ["---"] * len(head), *rows]) + "\n"
-
-def fix_command(source: str | Path, format: str, out: str | Path) -> str:
-    "The command that makes a split without leaks."
-    return shlex.join(["medchat", "convert", str(source), "--format", format, "--split", "by-group", "--out", str(out), "--force"])
-
-def leak_line(
-    leak: dict, # one of `find_leaks`
-) -> str:
-    "A leak in one line."
-    what = "images" if leak["images"] else "groups"
-    return f"{leak[what]:,} of {leak['of_' + what]:,} {leak['split']} {what} also stand in {leak['also_in']} ({leak['rows']:,} of {leak['of_rows']:,} rows)"
-
-def _leak_part(report: dict) -> str:
-    "What leaks, and what to do."
-    if report["leaks"]:
-        lines = [f"- **{leak_line(x)}**, for example {', '.join(f'`{e}`' for e in x['examples'][:3])}" for x in report["leaks"]]
-        fix = fix_command("SOURCE", report["made"]["format"], "DIR")
-        return "\n".join(lines) + f"\n\nA score on such a split measures memory, not skill. A split without leaks:\n\n    {fix}\n"
-    text = "None: no image and no group stands in two splits.\n"
-    if report["leaks_as_given"]: text += "\nThe split that came with the data did leak: " + "; ".join(map(leak_line, report["leaks_as_given"])) + ".\n"
-    return text
-
-# %% ../nbs/06_curate.ipynb #0045-exportde
-def report_markdown(
-    report: dict, # as `make_report` gives it
-) -> str:
-    "The report as a page for people."
-    r, images, part = report, report["images"], []
-    part += [f"# {r['made']['source']}, converted\n\n{r['rows']['in']:,} rows in = {r['rows']['out']:,} out + {r['rows']['rejected']:,} rejected. "
-             f"Format `{r['made']['format']}`, split `{r['made']['split']}`, seed {r['made']['seed']}.\n"]
-    strata = sorted({k for s in r["splits"].values() for k in s["strata"]})
-    share = lambda s, k: f"{s['strata'].get(k, 0):,} ({s['strata'].get(k, 0) / s['rows']:.1%})"
-    part += ["## Splits\n\n" + _table(["split", "rows", "images", "groups", *strata],
-             [[name, s["rows"], s["images"], s["groups"], *[share(s, k) for k in strata]] for name, s in r["splits"].items()])]
-    if r["no_split"] and r["made"]["split"] == "as-given": part += [f"{r['no_split']:,} rows named no split and went to train.\n"]
-    part += ["## Leaks\n\n" + _leak_part(r)]
-    part += ["## Left out\n\n" + (_table(["why", "rows", "for example"], [[w, n, r["rejects"]["examples"][w][0]] for w, n in r["rejects"]["by_reason"].items()])
-             + "\nEvery one of them stands in `rejects.jsonl`.\n" if r["rows"]["rejected"] else "Nothing.\n")]
-    part += _content_parts(r)
-    return "\n".join(part)
-
-# %% ../nbs/06_curate.ipynb #0046-exportde
-def _content_parts(r: dict) -> list[str]:
-    "The parts of the report on repeats, mended text, images and licences."
-    rep, im, mb = r["repeats"], r["images"], lambda n: f"{n / 1e6:,.1f} MB"
-    part = ["## Repeats\n\n" + (f"Questions asked more than once about the same image: {rep['questions']:,} ({rep['extra_rows']:,} extra rows, kept). "
-            f"With different answers: {rep['conflicts']:,}.\n" if rep["questions"] else "None.\n")]
-    if rep["examples"]: part += [_table(["rows", "answers"], [[", ".join(e), " / ".join(e.values())] for e in rep["examples"]])]
-    if r["mended"]["rows"]: part += ["## Mended text\n\n" + f"In {r['mended']['rows']:,} rows; the original stands in `meta`.\n",
-        _table(["row", "before", "after"], [[m["id"], *[" -> ".join(map(repr, m[x]))[:150] for x in ("before", "after")]] for m in r["mended"]["examples"]])]
-    if im["files"]: part += ["## Images\n\n" + _table(["what", ""], [["files", im["files"]], ["on disk", mb(im["bytes"])],
-        ["in the dataset (each row carries its own)", mb(im["bytes_in_dataset"])], ["kinds", ", ".join(f"{k}: {n:,}" for k, n in im["formats"].items())],
-        ["largest", f"{im['largest'][0]} x {im['largest'][1]} pixels"],
-        ["to be turned (EXIF)", im["turned"]], ["deeper than 8 bits (windowed when opened)", im["deep"]],
-        ["beside them, named by no row", f"{len(im['unnamed']):,}" + "".join(f" (`{u}`)" for u in im["unnamed"][:1])]])]
-    part += ["## Where it comes from\n\n" + _table(["what", "", "rows"], [[w, k, n] for w in ("source", "licence", "language") for k, n in r.get(w, {}).items()])]
-    return part + [f"Fingerprint of the content: `{r['fingerprint']}`. The sha256 of every image stands in `report.json`.\n"]
-
-# %% ../nbs/06_curate.ipynb #0049-exportde
+# %% ../nbs/06_curate.ipynb #0025-exportde
 def is_dataset(
     path: str | Path,
 ) -> bool:
     "Is this a dataset folder that `convert` wrote?"
     return all((Path(path)/name).is_file() for name in ("dataset_dict.json", "report.json", "splits.json"))
 
-def _other_files(out: Path) -> list[Path]:
-    "What lies in a dataset folder that `convert` did not write."
-    ours = ("dataset_dict.json", "README.md", "report.json", "report.md", "rejects.jsonl", "splits.json")
-    return sorted(p for p in out.iterdir() if p.name not in ours and not (p/"state.json").is_file())
+_OURS = ("dataset_dict.json", "README.md", "report.json", "report.md", "rejects.jsonl", "splits.json", "images.jsonl", "stats") # `medchat stats` writes the last
 
-def _check_out(source: Path, out: Path, force: bool):
+def _check_out(source: str | Path, out: Path, force: bool):
     "Refuse an output folder that would cost somebody their files."
     if not out.name: raise MedchatError("not a folder to write to", out, "Give a new folder: --out DIR")
-    if out.resolve() in (source.resolve(), *source.resolve().parents): raise MedchatError("the output would replace its source", out, "Choose another --out")
+    here = Path(source).resolve()
+    if out.resolve() in (here, *here.parents): raise MedchatError("the output would replace its source", out, "Choose another --out")
     if not out.exists() and not out.is_symlink(): return
     if not out.is_dir() or out.is_symlink(): raise MedchatError("exists and is not a folder", out, "Choose another --out")
     if is_dataset(out) and not force: raise MedchatError("dataset exists already", out, "Add --force to replace it, or choose another --out")
-    if is_dataset(out) and (others := _other_files(out)): raise MedchatError("the dataset's folder holds other files too", others[0], "Move them, or choose another --out")
+    others = sorted(p for p in out.iterdir() if p.name not in _OURS and not (p/"state.json").is_file())
+    if is_dataset(out) and others: raise MedchatError("the dataset's folder holds other files too", others[0], "Move them, or choose another --out")
     if not is_dataset(out) and any(out.iterdir()): raise MedchatError("folder exists and is not a dataset of medchat", out, "Choose another --out")
 
-def _assign(found: Collected, split: str, seed: int) -> list[str]:
-    "The split of each row."
-    return split_by_group(found.rows, seed) if split == "by-group" else [r.split or "train" for r in found.rows]
+def _clear_killed(out: Path):
+    "Remove what a conversion to the same place left when it was killed; put back a dataset that it was about to replace."
+    for left in out.resolve().parent.glob(f".{out.name}.*"):
+        found = re.fullmatch(re.escape(f".{out.name}.") + r"(\d+)\.(tmp|old)", left.name)
+        if not found or os.path.exists(f"/proc/{found[1]}"): continue
+        if found[2] == "old" and not out.exists(): os.replace(left, out)
+        else: shutil.rmtree(left, ignore_errors=True)
 
-def _check_counts(found: Collected, out: Path):
-    "Count again what was written: rows in = rows out + rejects, or stop."
-    from datasets import load_from_disk
-    n_out = sum(map(len, load_from_disk(str(out)).values()))
-    n_rejected = sum(1 for _ in open(out/"rejects.jsonl", encoding="utf-8"))
-    if found.n_in != n_out + n_rejected:
-        raise MedchatError("rows were lost", f"{found.n_in} in, {n_out} out, {n_rejected} rejected", "This is a fault in medchat: please report it")
+# %% ../nbs/06_curate.ipynb #0026-exportde
+def _check_rejects(tally: Tally, kept: int, limit: float, source: str, rejects: Path, out: Path):
+    "Stop when too many rows were left out; their list stays beside the output."
+    if not tally.n_in: raise MedchatError("no rows in", source, "Check that it is the right file")
+    n = sum(tally.why.values())
+    if n <= limit * tally.n_in and kept: return
+    kept_list = out.with_name(f"{out.name}.rejects.jsonl")
+    os.replace(rejects, kept_list)
+    reasons = "; ".join(f"{why}: {k:,}, such as {tally.examples[why][0]}" for why, k in tally.why.most_common(3))
+    raise MedchatError(f"{n:,} of {tally.n_in:,} rows were rejected", reasons, f"All of them: {kept_list}." + (" To go on without them: --max-rejects 1" if kept else ""))
 
-# %% ../nbs/06_curate.ipynb #0050-exportde
-def _fingerprint(scratch: Path, found: Collected, split_of: list[str]) -> str:
+def _fingerprint(db: sqlite3.Connection) -> str:
     "sha256 over the records, their images and their splits: equal data, equal fingerprint."
     h = hashlib.sha256()
-    with open(scratch, "rb") as f:
-        for line, r, s in zip(f, found.rows, split_of): h.update(line + " ".join([s, *r.hashes]).encode())
+    for text, split in db.execute("select record, split from rows where dropped is null order by row"): h.update(f"{text}\n{split} ".encode())
+    for path, sha in db.execute("select path, sha256 from images order by path"): h.update(f"{path} {sha}\n".encode())
     return h.hexdigest()
 
 def _card(report: dict) -> str:
@@ -422,70 +280,140 @@ def _card(report: dict) -> str:
     return (f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n# {report['made']['source']}\n\nA medchat dataset folder. "
             f"Licence as the source states it: {licences}. What it holds, what was left out and what leaks: [report.md](report.md).\n")
 
-def _write_extras(out: Path, report: dict, found: Collected, split_of: list[str]):
-    "The files beside the Arrow shards: report, splits."
-    ids = {s: [r.id for r, x in zip(found.rows, split_of) if x == s] for s in report["splits"]}
-    for name, text in {"README.md": _card(report), "report.json": json.dumps(report, indent=1, ensure_ascii=False), "report.md": report_markdown(report),
-                       "splits.json": json.dumps(dict(split=report["made"]["split"], seed=report["made"]["seed"], splits=ids), indent=1)}.items():
-        (out/name).write_text(text, encoding="utf-8", errors="backslashreplace")
+# %% ../nbs/06_curate.ipynb #0027-exportde
+def _write_lists(db: sqlite3.Connection, folder: Path, splits: Iterable[str], made: dict):
+    "splits.json, images.jsonl, and in rejects.jsonl the rows that were merged or dropped."
+    with open(folder/"splits.json", "w", encoding="utf-8") as f:
+        f.write(json.dumps(dict(split=made["split"], seed=made["seed"]))[:-1] + ', "splits": {')
+        for n, s in enumerate(splits):
+            f.write((", " if n else "") + f'\n"{s}": [')
+            for k, (id,) in enumerate(db.execute("select id from rows where split = ? and dropped is null order by row", [s])): f.write((", " if k else "") + json.dumps(id))
+            f.write("]")
+        f.write("}}\n")
+    keys = ("path", "sha256", "bytes", "format", "mode", "width", "height", "turned", "window", "looks_like")
+    with open(folder/"images.jsonl", "w", encoding="utf-8") as f:
+        for row in db.execute("""select path, sha256, bytes, format, mode, width, height, turned, window, (select path from images o where o.image = i.look and o.image != i.image)
+            from images i where fault is null and image in (select image from uses join rows using (row) where dropped is null) order by path"""):
+            f.write(_dump(dict(zip(keys, row)) | dict(turned=bool(row[7]), window=json.loads(row[8]))))
+    with open(folder/"rejects.jsonl", "a", encoding="utf-8") as f:
+        for id, why, text in db.execute("select id, dropped, record from rows where dropped is not null order by row"): f.write(_dump(dict(where=id, why=why, row=json.loads(text))))
 
-# %% ../nbs/06_curate.ipynb #0052-exportde
-def summary(
-    report: dict, # as `make_report` gives it
-    source: Path, # as the user named it, for the next command
-    out: Path,    # likewise
-) -> str:
-    "What the terminal shows at the end."
-    r, n = report, report["rows"]
-    lines = [f"{r['made']['source']} ({r['made']['format']}) -> {out}", f"  rows in    {n['in']:>7,}",
-             f"  rows out   {n['out']:>7,}   " + ", ".join(f"{s} {x['rows']:,}" for s, x in r["splits"].items()),
-             f"  rejected   {n['rejected']:>7,}   " + ", ".join(f"{w}: {k:,}" for w, k in list(r["rejects"]["by_reason"].items())[:3])]
-    fix = fix_command(source, r["made"]["format"], out)
-    if r["no_split"] and r["made"]["split"] == "as-given": lines += [f"  {r['no_split']:,} rows name no split and went to train"]
-    rep = r["repeats"]
-    if rep["extra_rows"]: lines += [f"  repeated   {rep['extra_rows']:>7,}   kept; questions with different answers: {rep['conflicts']:,}"]
-    lines += [f"  LEAK: {leak_line(x)}. Fix: {fix}" for x in r["leaks"]]
-    if "test" not in r["splits"]: lines += [f"  NO TEST: nothing is held out to test on. Fix: {fix}"]
-    train = shlex.join(["medchat", "train", "--data", str(out), "--base", "tiny-qwen2-vl", "--run", f"runs/{Path(out).name}"])
-    return "\n".join([*(x.rstrip() for x in lines), f"Read {Path(out)/'report.md'}, then: {train}"])
+def _check_counts(report: dict, folder: Path):
+    "Count again what was written: rows in = rows out + rejects.jsonl, or stop."
+    from datasets import load_from_disk
+    n_out = sum(map(len, load_from_disk(str(folder)).values()))
+    with open(folder/"rejects.jsonl", encoding="utf-8") as f: n_left = sum(1 for _ in f)
+    if report["rows"]["in"] != n_out + n_left: raise MedchatError("rows were lost", f"{report['rows']['in']} in, {n_out} out, {n_left} left out", "This is a fault in medchat: please report it")
 
-# %% ../nbs/06_curate.ipynb #0053-exportde
+# %% ../nbs/06_curate.ipynb #0028-exportde
+def _write(db: sqlite3.Connection, shelf: Shelf, tally: Tally, tmp: Path, made: dict, conflicts: dict) -> dict: # the report
+    "Write a dataset folder from a ledger."
+    fingerprint = _fingerprint(db)
+    report = make_report(db, tally, made, conflicts=conflicts, fingerprint=fingerprint)
+    unnamed, first = shelf.unnamed()
+    report["images"] |= dict(checked="full" if shelf.decode else "header", unnamed=unnamed, unnamed_first=first)
+    check_space(tmp, int(1.1 * report["images"]["bytes_in_dataset"]) + 4 * (tmp/"work"/"ledger.db").stat().st_size)
+    for split in report["splits"]: write_split(db, shelf, split, tmp/split, fingerprint)
+    _write_lists(db, tmp, report["splits"], made)
+    for name, text in {"dataset_dict.json": json.dumps(dict(splits=list(report["splits"]))), "README.md": _card(report),
+                       "report.json": json.dumps(report, indent=1, ensure_ascii=False), "report.md": report_markdown(report)}.items():
+        (tmp/name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    return report
+
+@contextmanager
+def _opened(base: Path, work: Path, **kwargs) -> Iterator[tuple[sqlite3.Connection, Shelf]]:
+    "A ledger and a shelf in a new folder, which goes when they are closed."
+    work.mkdir()
+    try:
+        with closing(open_ledger(work/"ledger.db")) as db, closing(Shelf(db, base, work, **kwargs)) as shelf: yield db, shelf
+    finally: shutil.rmtree(work, ignore_errors=True)
+
+# %% ../nbs/06_curate.ipynb #0029-exportde
 def convert(
-    source: Path,            # file or folder as published
-    format: str,             # layout of the source: records, vqa_rad
+    source: str,             # file or folder as published, or the id of a data set on the Hub
     out: Path,               # dataset folder to write
-    split: str = "as-given", # as-given: the splits of the source; by-group: 80/10/10 without leaks
-    seed: int = 3407,        # for --split by-group
-    force: bool = False,     # replace a dataset that stands at out
-) -> Path:                   # the dataset folder
+    format: str = "auto",    # layout of the source; auto recognises it and says how (`medchat formats` lists them)
+    images: Path | None = None, # folder that the rows' image paths start from, where it is not beside the rows
+    keep_splits: bool = False,  # keep the published split, and report its leaks; else whole patients and images are dealt out anew
+    shares: str = "80/10/10",   # percent of train/validation/test, or of train/test; without --keep-splits
+    seed: int = 3407,           # of the split
+    repeats: Literal["merge", "keep"] = "merge",  # rows that say the same
+    conflicts: Literal["keep", "drop"] = "keep",  # questions with different answers about the same image
+    max_images: int | None = None,   # at most so many images a record; all of them when not given
+    choose: Literal["different", "sharpest"] = "different", # which of them stay
+    lowercase: bool = False,    # make all texts lower case
+    scrub: bool = False,        # mask names, dates, record and phone numbers in texts (DICOM and study folders: always)
+    verify: Literal["full", "header"] = "full", # decode every image, or trust all but its header (faster; finds neither damaged pixels nor near-duplicates)
+    max_rejects: float = 0.2,   # stop when a larger share of the rows is rejected
+    num_proc: int | None = None, # images decoded side by side; the number of CPU cores when not given
+    force: bool = False,        # replace a dataset that stands at out
+    language: str | None = None, # slake: en or zh
+    subset: str | None = None,   # vqa_rad: llava-med, the rows that LLaVA-Med counts
+    columns: str | None = None,  # table, parquet, hub: which column is what, such as image=path,question=q,answer=a
+    frames: str | None = None,   # dicom: middle, first, all, or a number
+    texts: Path | None = None,   # dicom: a csv with texts by SOPInstanceUID, StudyInstanceUID or file
+    allow_burned_in: bool = False, # dicom: take images that may show text with names, too
+    fps: float | None = None,    # study: frames a second that are taken from a video
+    revision: str | None = None, # hub: commit, branch or tag
+    streaming: bool = False,     # hub: read without storing the data set first
+) -> Path:                       # the dataset folder
     "Turn a published data set into a dataset folder, with a report."
-    source, out = Path(source), Path(out)
-    find_format(source, format); _check_out(source, out, force)
-    if split not in ("as-given", "by-group"): raise MedchatError("unknown split", split, "Known: as-given, by-group")
+    out, f, wanted = Path(out), find_format(source, format), to_shares(shares)
+    options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, frames=frames, texts=texts, allow_burned_in=allow_burned_in, fps=fps,
+                                     revision=revision, streaming=streaming).items() if v not in (None, False)}
+    items = read_records(source, f.name, images, **options)
+    _check_out(source, out, force); _clear_killed(out)
+    made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local else "", source=Path(source).resolve().name if f.local else source,
+                split="published" if keep_splits else f"by group, {shares}", seed=seed, repeats=repeats, options={k: str(v) if k != "texts" else Path(v).name for k, v in options.items()})
     with replacing(out) as tmp:
-        tmp.mkdir(); scratch = tmp/"scratch.jsonl"
-        found = collect(source, format, scratch, tmp/"rejects.jsonl")
-        if not found.n_in: raise MedchatError("no rows in", source, "Check that it is the right file")
-        if not found.rows: raise MedchatError(f"all {found.n_in:,} rows were rejected, most for", found.why.most_common(1)[0][0],
-                                              f"The first: {next(iter(found.examples[found.why.most_common(1)[0][0]]))}")
-        split_of = _assign(found, split, seed)
-        fingerprint = _fingerprint(scratch, found, split_of)
-        write_splits(found, split_of, scratch, tmp, fingerprint)
-        scratch.unlink()
-        report = make_report(found, split_of, fingerprint, format=format, source=source.resolve().name, split=split, seed=seed)
-        _write_extras(tmp, report, found, split_of)
-        _check_counts(found, tmp)
+        tmp.mkdir()
+        with _opened(image_root(source, f, images), tmp/"work", decode=verify == "full", num_proc=num_proc or os.cpu_count() or 1) as (db, shelf):
+            tally = collect(items, db, shelf, tmp/"rejects.jsonl", lowercase, scrub, max_images, choose)
+            _check_rejects(tally, db.execute("select count(*) from rows").fetchone()[0], max_rejects, source, tmp/"rejects.jsonl", out)
+            shelf.match()
+            if repeats == "merge": drop_repeats(db, within_split=keep_splits)
+            found = find_conflicts(db, drop=conflicts == "drop")
+            split_rows(db, keep_splits, seed, wanted)
+            report = _write(db, shelf, tally, tmp, made, found)
+        _check_counts(report, tmp)
     print(summary(report, source, out))
     return out
 
-# %% ../nbs/06_curate.ipynb #0063-exportde
+# %% ../nbs/06_curate.ipynb #0039-exportde
+def count(
+    source: str,                 # file or folder as published, or the id of a data set on the Hub
+    format: str = "auto",        # layout of the source; auto recognises it and says how
+    language: str | None = None, # slake: en or zh
+    subset: str | None = None,   # vqa_rad: llava-med, the rows that LLaVA-Med counts
+    columns: str | None = None,  # table, parquet, hub: which column is what, such as image=path,question=q,answer=a
+    revision: str | None = None, # hub: commit, branch or tag
+) -> str:                        # a table
+    "Count the rows of a data set by split and kind, without looking at its images."
+    f, tally, images = find_format(source, format), Tally(), set()
+    options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, revision=revision).items() if v is not None}
+    for item in progress(read_records(source, f.name, **options), desc="reading"):
+        tally.n_in += 1
+        if isinstance(item, Record):
+            try: tidy_record(item); split = _split_name(item)
+            except ValueError as e: item = Reject(item.where, str(e), None)
+        if isinstance(item, Reject): tally.note_reject(item.where, item.why); continue
+        tally.read[split or "no split", f"{item.kind} {item.answer_type or ''}".strip()] += 1
+        images.update(hash(p) for p in item.images)
+    splits = sorted({s for s, _ in tally.read}, key=[*SPLITS, "no split"].index); kinds = sorted({k for _, k in tally.read})
+    how = recognise(source)[1] if format == "auto" and f.local else ""
+    lines = [f"{f.name}" + (f": {how}" if how else ""), f"{tally.n_in:,} rows, {sum(tally.why.values()):,} rejected, {len(images):,} images named"]
+    lines += [f"{'':16}" + "".join(f"{s:>12}" for s in splits)] + [f"{k:16}" + "".join(f"{tally.read[s, k]:>12,}" for s in splits) for k in kinds]
+    lines += [f"{'all':16}" + "".join(f"{sum(n for (t, _), n in tally.read.items() if t == s):>12,}" for s in splits)]
+    return "\n".join([*lines, *(f"rejected: {why}: {k:,}, such as {tally.examples[why][0]}" for why, k in tally.why.most_common(5))])
+
+# %% ../nbs/06_curate.ipynb #0044-exportde
 def read_dataset(
     path: str | Path,         # a dataset folder
     split: str | None = None, # one split, or all of them
 ): # Dataset, or DatasetDict; images are dicts {bytes, path}, not decoded
     "Open a dataset folder with its images as bytes."
-    if not Path(path).exists(): raise MedchatError("no such dataset folder", path, "Make one: medchat convert SOURCE --format FORMAT --out DIR")
-    if not is_dataset(path): raise MedchatError("not a dataset folder", path, "Make one: medchat convert SOURCE --format FORMAT --out DIR")
+    if not Path(path).exists(): raise MedchatError("no such dataset folder", path, "Make one: medchat convert SOURCE --out DIR")
+    if not is_dataset(path): raise MedchatError("not a dataset folder", path, "Make one: medchat convert SOURCE --out DIR")
     from datasets import Dataset, DatasetDict, Image, List, load_from_disk
     try: found = load_from_disk(str(path))
     except Exception as e: raise MedchatError("damaged dataset folder", path, f"{type(e).__name__}: {e}. Convert it again") from e

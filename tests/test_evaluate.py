@@ -35,7 +35,7 @@ def _make(folder: Path, rows) -> Path:
     (folder/"images").mkdir(parents=True)
     for p in range(8): Image.new("L", (40 + p, 48), 20 * p).save(folder/"images"/f"p{p}.png")
     write_jsonl(folder/"records.jsonl", rows)
-    return convert(folder, "records", folder/"out")
+    return convert(folder, folder/"out", keep_splits=True)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory): return _make(tmp_path_factory.mktemp("data"), _rows())

@@ -36,7 +36,7 @@ def data(tmp_path_factory):
         for q, a in (("Is it large?", "yes" if i % 2 else "no"), ("Where is it?", "left lower lung"), ("What is seen?", "a nodule")):
             rows.append(dict(id=f"{i}-{len(rows)}", images=[f"{i}.png"], turns=[dict(role="user", text=q), dict(role="assistant", text=a)], kind="vqa", split=split, group=str(i)))
     (source/"records.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(convert(source, format="records", out=source/"data"))
+    return str(convert(source, format="records", out=source/"data", keep_splits=True, max_rejects=1))
 
 def weights(run): return hashlib.sha256((Path(run)/"adapter"/"adapter_model.safetensors").read_bytes()).hexdigest()
 
@@ -334,7 +334,7 @@ def test_a_record_too_long_for_the_base_stops_before_the_first_step(tmp_path):
     source.mkdir()
     rows = [dict(id=f"r{i}", images=[], turns=[dict(role="user", text="Why?" if i != 37 else "why " * 20000), dict(role="assistant", text="so")], kind="vqa", split="train") for i in range(60)]
     (source/"records.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    convert(source, format="records", out=tmp_path/"data")
+    convert(source, format="records", out=tmp_path/"data", keep_splits=True)
     with pytest.raises(MedchatError, match="too long for the base: r37"): train(str(tmp_path/"data"), run=str(tmp_path/"run"), **SHORT)
     assert not (tmp_path/"run").exists()
 
@@ -399,7 +399,7 @@ def test_only_some_kinds_of_records(data, tmp_path):
             for i in range(3) for kind in ("caption", "vqa")]
     for i in range(3): picture(i).save(tmp_path/f"{i}.png")
     (tmp_path/"records.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    both = str(convert(tmp_path, format="records", out=tmp_path/"data"))
+    both = str(convert(tmp_path, format="records", out=tmp_path/"data", keep_splits=True))
     run = train(both, run=tmp_path/"run", kinds="caption", **{**SHORT, "max_steps": 1})
     eq(json.loads((run/"config.json").read_text())["records"], {"train": 3})
     receipt = (run/"receipt.md").read_text()
