@@ -18,7 +18,12 @@ __all__ = ['COMMANDS', 'BY_PLACE', 'EXAMPLES', 'make_parser', 'main']
 COMMANDS = { # name -> "module:function", in the order of the work
     "doctor":   "models:doctor",
     "samples":  "samples:make_samples",
+    "formats":  "readers:formats",
+    "count":    "curate:count",
     "convert":  "curate:convert",
+    "stats":    "look:stats",
+    "show":     "look:show",
+    "export-data": "exports:export_data",
     "train":    "train:train",
     "plot":     "plots:plot_runs",
     "evaluate": "evaluate:evaluate",
@@ -29,12 +34,17 @@ COMMANDS = { # name -> "module:function", in the order of the work
 
 # %% ../nbs/21_cli.ipynb #0010-exportby
 BY_PLACE = { # command -> the parameters that take no --name
-    "convert": ["source"], "plot": ["runs"], "evaluate": ["runs"], "chat": ["run"], "app": ["run"], "push": ["run", "repo_id"]}
+    "count": ["source"], "convert": ["source"], "stats": ["data"], "show": ["data"], "export-data": ["data"], "plot": ["runs"], "evaluate": ["runs"], "chat": ["run"], "app": ["run"], "push": ["run", "repo_id"]}
 
 EXAMPLES = { # command -> a line that works in a clone of the repository
     "doctor":   "medchat doctor",
     "samples":  "medchat samples --out demo/samples",
-    "convert":  "medchat convert sample_data/phantoms --format records --out demo/data",
+    "formats":  "medchat formats",
+    "count":    "medchat count sample_data/phantoms",
+    "convert":  "medchat convert sample_data/phantoms --out demo/data --keep-splits",
+    "stats":    "medchat stats demo/data",
+    "show":     "medchat show demo/data --n 3",
+    "export-data": "medchat export-data demo/data --to llava --out demo/llava",
     "train":    "medchat train --data demo/data --base tiny-qwen2-vl --run demo/run --max-steps 500",
     "plot":     "medchat plot demo/run",
     "evaluate": "medchat evaluate demo/run --data demo/data",
@@ -56,7 +66,7 @@ def _summary(
 # %% ../nbs/21_cli.ipynb #0015-exportde
 def _overview() -> str:
     "What `medchat --help` prints."
-    lines = [f"  {name:10}{_summary(target)}" for name, target in COMMANDS.items()]
+    lines = [f"  {name:12}{_summary(target)}" for name, target in COMMANDS.items()]
     return "\n".join([
         "usage: medchat COMMAND [options]", "",
         "Fine-tune a medical vision-language model, see whether it learned, and talk to it.", DISCLAIMER, "",

@@ -84,8 +84,9 @@ def _ahead(items: Iterable, shelf: Shelf, size: int = 200) -> Iterator:
     items, batch = iter(items), []
     while True:
         following = list(islice(items, size))
-        for item in following:
-            if isinstance(item, Record): shelf.expect(item.images, item.blobs); item.blobs = None
+        records = [item for item in following if isinstance(item, Record)]
+        shelf.expect([p for r in records for p in r.images], {p: data for r in records for p, data in r.blobs.items()})
+        for r in records: r.blobs = None # they lie on the shelf now
         yield from batch
         if not following: return
         batch = following
@@ -181,8 +182,8 @@ def check_space(
     free = shutil.disk_usage(folder).free
     if needed > free: raise MedchatError("not enough disk space", f"{needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free", "Choose another --out")
 
-def _batches(rows: Iterable[dict], size: int = 16_000_000) -> Iterator[tuple[list[dict], int]]: # (rows, bytes)
-    "Rows in lists of some megabytes, so that only a few pictures are in memory at a time."
+def _batches(rows: Iterable[dict], size: int = 1_000_000) -> Iterator[tuple[list[dict], int]]: # (rows, bytes)
+    "Rows in lists of about a megabyte: little memory, and no larger than what a processor keeps at hand."
     batch, held = [], 0
     for row in rows:
         batch.append(row); held += 2000 + sum(len(i["bytes"]) for i in row["images"])
@@ -190,6 +191,19 @@ def _batches(rows: Iterable[dict], size: int = 16_000_000) -> Iterator[tuple[lis
     if batch: yield batch, held
 
 # %% ../nbs/06_curate.ipynb #0022-exportde
+def _pictures(rows: list[dict], type): # an Arrow array: for each row its list of {bytes, path}
+    "The column of pictures, made of their bytes in one piece; Arrow's own way by Python objects takes three times as long."
+    import numpy as np, pyarrow as pa
+    data = [i["bytes"] for r in rows for i in r["images"]]
+    places = lambda sizes: pa.py_buffer(np.cumsum([0, *sizes], dtype=np.int32))
+    held = pa.Array.from_buffers(pa.binary(), len(data), [None, places(map(len, data)), pa.py_buffer(b"".join(data))])
+    pictures = pa.StructArray.from_arrays([held, pa.nulls(len(data), pa.string())], fields=list(type.value_type))
+    return pa.ListArray.from_arrays(pa.Array.from_buffers(pa.int32(), len(rows) + 1, [None, places(len(r["images"]) for r in rows)]), pictures, type=type)
+
+def _table(rows: list[dict], schema): # an Arrow table
+    import pyarrow as pa
+    return pa.Table.from_arrays([_pictures(rows, f.type) if f.name == "images" else pa.array([r[f.name] for r in rows], f.type) for f in schema], schema=schema)
+
 def write_shards(
     rows: Iterable[dict], # as `to_row` makes them
     folder: str | Path,   # of one split; it is made
@@ -202,7 +216,7 @@ def write_shards(
     try:
         for batch, size in _batches(rows):
             if writer is None: writer, written, shards = pa.ipc.new_stream(str(folder/f"shard-{shards}"), schema), 0, shards + 1
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema)); written += size
+            writer.write_table(_table(batch, schema)); written += size
             if written > shard_size: writer.close(); writer = None
     finally:
         if writer: writer.close()
@@ -348,23 +362,24 @@ def convert(
     num_proc: int | None = None, # images decoded side by side; the number of CPU cores when not given
     force: bool = False,        # replace a dataset that stands at out
     language: str | None = None, # slake: en or zh
-    subset: str | None = None,   # vqa_rad: llava-med, the rows that LLaVA-Med counts
-    columns: str | None = None,  # table, parquet, hub: which column is what, such as image=path,question=q,answer=a
-    frames: str | None = None,   # dicom: middle, first, all, or a number
+    subset: str | None = None,   # a published part: vqa_rad llava-med (the rows that LLaVA-Med counts), roco radiology, llava_med 10k ...
+    columns: str | None = None,  # table, folder, parquet, hub: which column is what, such as image=path,question=q,answer=a
+    frames: str | None = None,   # dicom: middle, first, all, or the number of one; study: at most so many of a video
     texts: Path | None = None,   # dicom: a csv with texts by SOPInstanceUID, StudyInstanceUID or file
     allow_burned_in: bool = False, # dicom: take images that may show text with names, too
+    shift_key: str | None = None, # dicom: a secret of 16 letters or more; the same one gives the same pseudonyms and dates again
     fps: float | None = None,    # study: frames a second that are taken from a video
     revision: str | None = None, # hub: commit, branch or tag
     streaming: bool = False,     # hub: read without storing the data set first
 ) -> Path:                       # the dataset folder
     "Turn a published data set into a dataset folder, with a report."
     out, f, wanted = Path(out), find_format(source, format), to_shares(shares)
-    options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, frames=frames, texts=texts, allow_burned_in=allow_burned_in, fps=fps,
+    options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, frames=frames, texts=texts, allow_burned_in=allow_burned_in, shift_key=shift_key, fps=fps,
                                      revision=revision, streaming=streaming).items() if v not in (None, False)}
     items = read_records(source, f.name, images, **options)
     _check_out(source, out, force); _clear_killed(out)
     made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local else "", source=Path(source).resolve().name if f.local else source,
-                split="published" if keep_splits else f"by group, {shares}", seed=seed, repeats=repeats, options={k: str(v) if k != "texts" else Path(v).name for k, v in options.items()})
+                split="published" if keep_splits else f"by group, {shares}", seed=seed, repeats=repeats, options={k: Path(v).name if k == "texts" else str(v) for k, v in options.items() if k != "shift_key"})
     with replacing(out) as tmp:
         tmp.mkdir()
         with _opened(image_root(source, f, images), tmp/"work", decode=verify == "full", num_proc=num_proc or os.cpu_count() or 1) as (db, shelf):

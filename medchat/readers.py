@@ -85,7 +85,7 @@ def find_format(
     known = known_formats()
     if format != "auto" and format not in known: raise MedchatError("unknown format", format, f"Known formats: auto, {', '.join(known)}")
     if (format == "auto" or known[format].local) and not Path(source).exists():
-        if format == "auto" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and "hub" in known: return known["hub"]
+        if format == "auto" and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", str(source)) and "hub" in known: return known["hub"]
         raise MedchatError("no such file or folder", source, "Check the path")
     return known[recognise(source)[0] if format == "auto" else format]
 

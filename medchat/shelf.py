@@ -4,16 +4,16 @@
 
 # %% ../nbs/05b_shelf.ipynb #0004-exportfr
 from __future__ import annotations
-import hashlib, json, os, sqlite3
-import numpy as np
+import errno, json, multiprocessing, os, queue, signal, sqlite3, warnings
+from array import array
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterable
 from fastcore.basics import patch
 from .core import MedchatError
 from .images import image_info
-from .twins import FINGERPRINT_BYTES, fingerprint, twin_groups
+from .twins import PrintFile, fingerprint, twin_groups
 
 # %% auto #0
 __all__ = ['open_ledger', 'Shelf']
@@ -21,7 +21,7 @@ __all__ = ['open_ledger', 'Shelf']
 # %% ../nbs/05b_shelf.ipynb #0007-exportta
 _TABLES = """
 create table images (image integer primary key, path text unique, content integer, sha256 text, bytes integer, format text, mode text,
-                     width integer, height integer, turned integer, window text, print integer, look integer, fault text);
+                     width integer, height integer, turned integer, window text, print integer, look integer, changed integer, fault text);
 create index images_sha256 on images (sha256);
 create table rows (row integer primary key, id text unique, given text, grp text, kind text, answer_type text, strata text, asked blob, answered blob,
                    record text, dropped text, split text);
@@ -37,7 +37,53 @@ def open_ledger(
     db.executescript(_TABLES)
     return db
 
-# %% ../nbs/05b_shelf.ipynb #0010-exportcl
+# %% ../nbs/05b_shelf.ipynb #0010-exportde
+def _look(file: str | Path, path: str, decode: bool) -> dict:
+    "What `image_info` says, or the fault it found."
+    try: return dict(changed=os.stat(file).st_mtime_ns) | image_info(file, decode, fingerprint)
+    except OSError as e: return dict(fault=f"{'no such' if e.errno == errno.ENOENT else 'cannot read'} image: {path}")
+    except MedchatError as e: return dict(fault=f"{e.problem}: {path}" + (f" ({e.hint})" if e.problem.startswith("damaged") else ""))
+
+def _serve(connection):
+    "What a process does: for each list of (file, path, decode) answer what is there, one by one."
+    signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_DFL) # Ctrl-C is for the program that we serve
+    try:
+        while pictures := connection.recv():
+            for picture in pictures: connection.send(_look(*picture))
+    except (EOFError, OSError): pass # that program has ended
+    os._exit(0)
+
+class _Process:
+    "One process that looks at pictures, started when it is needed."
+    def __init__(self): self.running = None
+
+    def start(self):
+        context = multiprocessing.get_context("fork") # as a torch DataLoader does; the child only decodes
+        self.ours, theirs = context.Pipe()
+        def run(): self.ours.close(); _serve(theirs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning) # Python 3.12 warns of threads
+            self.running = context.Process(target=run, daemon=True); self.running.start()
+        theirs.close()
+
+    def look(self, pictures: list[tuple[str, str, bool]]) -> list[dict]: # for each (file, path, decode)
+        infos = []
+        try:
+            self.ours.send(pictures)
+            for _ in pictures: infos.append(self.ours.recv())
+        except (EOFError, OSError): # it is gone, with one picture
+            self.close(); self.start()
+            crashed = dict(fault=f"damaged image: {pictures[len(infos)][1]} (it crashes its decoder)")
+            return infos + [crashed] + (self.look(rest) if (rest := pictures[len(infos) + 1:]) else [])
+        return infos
+
+    def close(self):
+        if not self.running: return
+        try: self.ours.send([])
+        except OSError: pass # it is gone already
+        self.running.join(); self.ours.close(); self.running = None
+
+# %% ../nbs/05b_shelf.ipynb #0012-exportcl
 class Shelf:
     "The pictures of a source, each opened and checked once."
     def __init__(self,
@@ -45,43 +91,71 @@ class Shelf:
         base: str | Path,       # the folder that image paths start from
         work: str | Path,       # a folder for what is noted down: pictures that come inside rows, fingerprints
         decode: bool = True,    # decode every picture; else read headers only
-        num_proc: int = 1,      # pictures looked at side by side
+        num_proc: int = 1,      # processes that look at pictures
+        alone: int = 50,        # pictures that are looked at without processes
     ):
-        self.db, self.base, self.held, self.decode = db, Path(base), Path(work)/"held", decode
-        self.pool, self.waiting, self.known = ThreadPoolExecutor(num_proc), {}, OrderedDict()
-        self.held.mkdir(parents=True); self.prints = open(Path(work)/"prints.bin", "w+b")
+        self.db, self.base, self.held, self.decode, self.alone = db, Path(base), Path(work)/"held", decode, alone
+        self.held.mkdir(parents=True); self.prints = PrintFile(Path(work)/"prints.bin")
+        self.processes, self.free, self.pool = [_Process() for _ in range(num_proc)], queue.SimpleQueue(), ThreadPoolExecutor(num_proc)
+        for p in self.processes: self.free.put(p)
+        self.n, self.waiting, self.known, self.blobs = 0, {}, OrderedDict(), set()
 
     def file(self,
         path: str, # as a record names it
-    ) -> Path:
+    ) -> str:
         "Where a picture lies."
-        return self.held/path if (self.held/path).is_file() else self.base/path
+        return os.path.join(self.held if path in self.blobs else self.base, path)
 
-def _look(file: Path, path: str, decode: bool) -> dict:
-    "What `image_info` says, or the fault it found."
-    try: return image_info(file, decode, fingerprint)
-    except MedchatError as e: return dict(fault=f"{e.problem}: {path}" + (f" ({e.hint})" if e.problem.startswith("damaged") else ""))
+    def close(self):
+        "Let go of threads, processes and files."
+        self.pool.shutdown(cancel_futures=True)
+        for p in self.processes: p.close()
+        self.prints.file.close()
 
-# %% ../nbs/05b_shelf.ipynb #0012-exportpa
+# %% ../nbs/05b_shelf.ipynb #0014-exportpa
+@patch
+def _start(self: Shelf):
+    "Start the processes, with all that they need in memory already."
+    from PIL import Image
+    if self.decode: fingerprint(Image.effect_noise((64, 64), 50))
+    for process in self.processes: process.start()
+
+@patch
+def _by_process(self: Shelf, pictures: list[tuple[str, str, bool]]) -> list[dict]:
+    process = self.free.get()
+    try: return process.look(pictures)
+    finally: self.free.put(process)
+
+@patch
+def _send(self: Shelf, paths: list[str]):
+    "Have pictures looked at: here, or by a process that is free. Several at once, so that no process waits while Python is busy here."
+    pictures = [(self.file(p), p, self.decode) for p in paths]
+    if len(self.processes) > 1 and self.n > self.alone:
+        if not self.processes[0].running: self._start()
+        done = self.pool.submit(self._by_process, pictures)
+    else: done = Future(); done.set_result([_look(*picture) for picture in pictures])
+    self.waiting.update((path, (done, k)) for k, path in enumerate(paths))
+
 @patch
 def expect(self: Shelf,
     paths: Iterable[str],         # that will be asked for
-    blobs: dict[str, bytes] = {}, # pictures that came inside the row
+    blobs: dict[str, bytes] = {}, # pictures that came inside the rows
 ):
     "Begin to look at pictures that nobody has looked at."
-    for path in paths:
-        if path in self.known or path in self.waiting: continue
-        if self._recall(path) is not None: continue
-        if path in blobs:
-            (self.held/path).parent.mkdir(parents=True, exist_ok=True)
-            (self.held/path).write_bytes(blobs[path])
-        self.waiting[path] = self.pool.submit(_look, self.file(path), path, self.decode)
+    new = [p for p in dict.fromkeys(paths) if p not in self.known and p not in self.waiting and self._recall(p) is None]
+    for path in new:
+        if path not in blobs: continue
+        (self.held/path).parent.mkdir(parents=True, exist_ok=True)
+        (self.held/path).write_bytes(blobs[path]); self.blobs.add(path)
+    self.n += len(new)
+    for k in range(0, len(new), 8): self._send(new[k:k + 8])
 
+# %% ../nbs/05b_shelf.ipynb #0015-exportpa
 @patch
-def _recall(self: Shelf, path: str) -> tuple | None: # (image, content, sha256, fault)
+def _recall(self: Shelf, path: str) -> tuple | None: # (image, sha256, bytes, changed, fault)
     "What the ledger knows of a picture; the last few thousand are remembered."
     if path not in self.known:
-        if (row := self.db.execute("select image, content, sha256, fault from images where path = ?", [path]).fetchone()) is None: return None
+        if (row := self.db.execute("select image, sha256, bytes, changed, fault from images where path = ?", [path]).fetchone()) is None: return None
         self._remember(path, row)
     return self.known[path]
 
@@ -90,46 +164,42 @@ def _remember(self: Shelf, path: str, row: tuple):
     self.known[path] = row
     if len(self.known) > 4096: self.known.popitem(last=False)
 
-# %% ../nbs/05b_shelf.ipynb #0013-exportpa
 @patch
 def look(self: Shelf,
     path: str, # as a record names it
 ) -> tuple[int, str]: # (its number in the ledger, sha256); ValueError when the file is no good
     "Check a picture, or remember what was found."
-    self.expect([path])
-    if path in self.waiting: self._note(path, self.waiting.pop(path).result())
-    image, _, sha256, fault = self._recall(path)
+    if path not in self.known and path not in self.waiting: self.expect([path])
+    if path in self.waiting:
+        done, k = self.waiting.pop(path)
+        self._note(path, done.result()[k])
+    image, sha256, *_, fault = self._recall(path)
     if fault: raise ValueError(fault)
     return image, sha256
 
 @patch
 def _note(self: Shelf, path: str, info: dict):
     "Write down what a picture is. Its content is the number of the first picture with the same bytes."
-    n = (self.db.execute("select max(image) from images").fetchone()[0] or 0) + 1
-    same = self.db.execute("select content from images where sha256 = ? limit 1", [info.get("sha256")]).fetchone()
-    content = same[0] if same else n
+    same = self.db.execute("select content from images where sha256 = ? limit 1", [info["sha256"]]).fetchone() if "sha256" in info else None
     keys = ("sha256", "bytes", "format", "mode", "width", "height", "turned")
-    self.db.execute(f"insert into images values ({', '.join('?' * 14)})", [n, path, content, *(info.get(k) for k in keys),
-                    json.dumps(info.get("window")), self._print(None if same else info.get("fingerprint")), content, info.get("fault")])
-    self._remember(path, (n, content, info.get("sha256"), info.get("fault")))
+    print = self.prints.append(info["fingerprint"]) if not same and info.get("fingerprint") else None
+    n = self.db.execute(f"insert into images values (null, {', '.join('?' * 14)})", [path, same and same[0], *(info.get(k) for k in keys),
+                        json.dumps(info.get("window")), print, same and same[0], info.get("changed"), info.get("fault")]).lastrowid
+    if not same: self.db.execute("update images set content = ?, look = ? where image = ?", [n, n, n])
+    self._remember(path, (n, info.get("sha256"), info.get("bytes"), info.get("changed"), info.get("fault")))
 
-@patch
-def _print(self: Shelf, print: bytes | None) -> int | None: # its place in the file of fingerprints
-    if print is None: return None
-    self.prints.write(print)
-    return self.prints.tell() // len(print) - 1
-
-# %% ../nbs/05b_shelf.ipynb #0017-exportsu
+# %% ../nbs/05b_shelf.ipynb #0019-exportsu
 _suffixes = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 
 @patch
 def read(self: Shelf,
     path: str, # of a picture that `look` found good
 ) -> bytes:    # the file as it is on disk
-    "The bytes of a picture; an error when they are no longer those that were checked."
-    try: data = self.file(path).read_bytes()
+    "The bytes of a picture; an error when the file is no longer the one that was checked."
+    try:
+        with open(self.file(path), "rb") as f: data, changed = f.read(), os.fstat(f.fileno()).st_mtime_ns
     except OSError as e: raise MedchatError("image vanished while converting", path, f"{e.strerror}. Convert again") from e
-    if hashlib.sha256(data).hexdigest() != self.look(path)[1]: raise MedchatError("image changed while converting", path, "Convert again")
+    if (len(data), changed) != self._recall(path)[2:4]: raise MedchatError("image changed while converting", path, "Convert again")
     return data
 
 @patch
@@ -143,20 +213,13 @@ def unnamed(self: Shelf) -> tuple[int, list[str]]: # (how many, the first five)
             n += 1; first += [path][:5 - len(first)]
     return n, first
 
-# %% ../nbs/05b_shelf.ipynb #0020-exportpa
+# %% ../nbs/05b_shelf.ipynb #0022-exportpa
 @patch
 def match(self: Shelf) -> int: # pictures that look like an earlier one
     "Give pictures that look the same one `look`: the number of the first of them."
-    self.prints.flush()
-    if not self.prints.tell(): return 0
-    contents = [c for c, in self.db.execute("select content from images where print is not null order by print")]
+    if not (groups := twin_groups(self.prints)): return 0
+    contents = array("q", (c for c, in self.db.execute("select content from images where print is not null order by print")))
     self.db.execute("create index if not exists images_content on images (content)")
-    groups = twin_groups(np.memmap(self.prints.name, np.uint8, "r").reshape(-1, FINGERPRINT_BYTES))
     alike = [(contents[group[0]], contents[i]) for group in groups for i in group[1:]]
     self.db.executemany("update images set look = ? where content = ?", alike)
     return len(alike)
-
-@patch
-def close(self: Shelf):
-    "Let go of threads and files."
-    self.pool.shutdown(cancel_futures=True); self.prints.close()

@@ -4,13 +4,16 @@
 
 # %% ../nbs/02b_twins.ipynb #0004-exportfr
 from __future__ import annotations
-import functools, hashlib
+import functools, hashlib, os, tempfile
+from pathlib import Path
 from typing import Callable, Iterator
-from .core import MedchatError
+from fastcore.basics import patch
+from .core import MedchatError, progress
 from .images import to_rgb
 
 # %% auto #0
-__all__ = ['FINGERPRINT_BYTES', 'BLANK', 'COARSE', 'BITS', 'LIKENESS', 'fingerprint', 'compare', 'find_twins', 'twin_groups']
+__all__ = ['FINGERPRINT_BYTES', 'BLANK', 'COARSE', 'BITS', 'LIKENESS', 'fingerprint', 'compare', 'PrintFile', 'find_twins',
+           'twin_groups']
 
 # %% ../nbs/02b_twins.ipynb #0008-exportde
 def _small(im): # a decoded PIL image of any mode -> 64 x 64, mode L
@@ -116,13 +119,11 @@ def _likeness(a, b): # thumbnails uint8 [p, 32, 32] twice -> float [p]
     return found
 
 # %% ../nbs/02b_twins.ipynb #0021-exportde
-def _prints(prints): # bytes or arrays -> uint8 [n, FINGERPRINT_BYTES]
+def _parts(print: bytes): # a fingerprint -> hash uint8 [1, 32], thumbnail uint8 [1, 32, 32]
     import numpy as np
-    if isinstance(prints, np.ndarray) and prints.dtype == np.uint8 and prints.ndim == 2 and prints.shape[1] == FINGERPRINT_BYTES: return prints
-    prints = [bytes(p) for p in prints]
-    wrong = next((i for i, p in enumerate(prints) if len(p) != FINGERPRINT_BYTES), None)
-    if wrong is not None: raise MedchatError("not a fingerprint", f"number {wrong} has {len(prints[wrong])} bytes, not {FINGERPRINT_BYTES}", "Make it with fingerprint(im)")
-    return np.frombuffer(b"".join(prints), np.uint8).reshape(-1, FINGERPRINT_BYTES)
+    if len(print) != FINGERPRINT_BYTES: raise MedchatError("not a fingerprint", f"{len(print)} bytes, not {FINGERPRINT_BYTES}", "Make it with fingerprint(im)")
+    a = np.frombuffer(bytes(print), np.uint8)
+    return a[None, :32], a[32:].reshape(1, 32, 32)
 
 @functools.cache
 def _ones(): # number of bits that are set, for each 16-bit number
@@ -138,12 +139,58 @@ def compare(
     b: bytes, # another one
 ) -> tuple[int, float]: # bits that differ, 0 to 256; likeness, at most 1
     "How far apart two pictures are; a blank one is infinitely far from all but itself: (256, 0.0)."
-    a, b = _prints([a]), _prints([b])
-    if not (a[:, 32:].any() and b[:, 32:].any()): return (0, 1.0) if (a == b).all() else (256, 0.0)
-    shape = (1, 32, 32)
-    return int(_apart(a[:, :32], b[:, :32])[0]), float(_likeness(a[:, 32:].reshape(shape), b[:, 32:].reshape(shape))[0])
+    (hash_a, a), (hash_b, b) = _parts(a), _parts(b)
+    if not (a.any() and b.any()): return (0, 1.0) if (a == b).all() and (hash_a == hash_b).all() else (256, 0.0)
+    return int(_apart(hash_a, hash_b)[0]), float(_likeness(a, b)[0])
 
-# %% ../nbs/02b_twins.ipynb #0024-exportco
+# %% ../nbs/02b_twins.ipynb #0025-exportcl
+class PrintFile:
+    "Fingerprints, their thumbnails in a file."
+    def __init__(self,
+        path: str | Path | None, # of the file to write; a temporary one when None
+    ):
+        self.file = open(path, "w+b") if path else tempfile.TemporaryFile()
+        self._hashes, self._digests, self._seen = bytearray(), bytearray(), bytearray()
+
+    def __len__(self) -> int: return len(self._seen)
+
+    def append(self,
+        print: bytes, # as `fingerprint` gives it
+    ) -> int: # its place, from 0
+        "Add a fingerprint."
+        if len(print) != FINGERPRINT_BYTES: raise MedchatError("not a fingerprint", f"number {len(self)} has {len(print)} bytes, not {FINGERPRINT_BYTES}", "Make it with fingerprint(im)")
+        self._hashes += print[:32]; self._digests += hashlib.sha256(print).digest()[:16]; self._seen.append(any(print[32:]))
+        self.file.write(print[32:])
+        return len(self) - 1
+
+@patch
+def hashes(self: PrintFile): # uint8 [n, 32]
+    import numpy as np
+    return np.frombuffer(bytes(self._hashes), np.uint8).reshape(-1, 32)
+
+@patch
+def digests(self: PrintFile): # [n], 16 bytes each, equal for equal fingerprints
+    import numpy as np
+    return np.frombuffer(bytes(self._digests), "V16")
+
+@patch
+def seen(self: PrintFile): # bool [n]; false for blank pictures
+    import numpy as np
+    return np.frombuffer(bytes(self._seen), bool)
+
+@patch
+def thumbs(self: PrintFile, at): # uint8 [p, 32, 32] of the places `at` [p]
+    import numpy as np
+    self.file.flush()
+    return np.frombuffer(b"".join(os.pread(self.file.fileno(), 1024, 1024 * int(i)) for i in at), np.uint8).reshape(-1, 32, 32)
+
+def _held(prints) -> PrintFile: # what `find_twins` was given, as a PrintFile
+    if isinstance(prints, PrintFile): return prints
+    held = PrintFile(None)
+    for p in prints: held.append(bytes(p))
+    return held
+
+# %% ../nbs/02b_twins.ipynb #0027-exportco
 COARSE, BITS, LIKENESS = 14, 56, 0.98 # at most so many of the first 64 bits, and of all 256; at least so alike
 
 def _candidates(
@@ -153,12 +200,13 @@ def _candidates(
 ) -> Iterator[tuple]:   # arrays i, j, bits apart; i < j
     "Pairs whose hashes are near, block by block."
     import numpy as np
-    signs = np.unpackbits(hashes[:, :8], axis=1).astype(np.float32) * 2 - 1
-    for top in range(0, len(signs), 512):
-        for left in range(top, len(signs), 2048):
-            rows, across, g = signs[top:top + 512], signs[left:left + 2048], group()
+    signs = lambda block: np.unpackbits(block[:, :8], axis=1).astype(np.float32) * 2 - 1
+    for top in progress(range(0, len(hashes), 512), desc="comparing"):
+        rows = signs(hashes[top:top + 512])
+        for left in range(top, len(hashes), 2048):
+            across, g = hashes[left:left + 2048], group()
             if top != left and (g[top:top + 512] == g[top]).all() and (g[left:left + 2048] == g[top]).all(): continue
-            near = np.flatnonzero(rows @ across.T >= 64 - 2 * COARSE)
+            near = np.flatnonzero(rows @ signs(across).T >= 64 - 2 * COARSE)
             for k in range(0, len(near), 1 << 15):
                 i, j = np.divmod(near[k:k + (1 << 15)], len(across))
                 i, j = _wanted(i + top, j + left, group())
@@ -170,55 +218,55 @@ def _wanted(i, j, g, *more): # arrays -> those of pairs i < j in two groups
     keep = (i < j) & (g[i] != g[j])
     return tuple(x[keep] for x in (i, j, *more))
 
-# %% ../nbs/02b_twins.ipynb #0025-exportde
+# %% ../nbs/02b_twins.ipynb #0028-exportde
 def _twins(
-    prints,            # uint8 [n, FINGERPRINT_BYTES]
+    prints: PrintFile,
     where,             # which of them to look at: indices [m], none blank
     bits: int,
     likeness: float,
     group: Callable,   # as for `_candidates`, [m]
 ) -> Iterator[tuple]:  # arrays i, j (places in `where`), bits apart; i < j
     "Pairs that pass both questions, some hundreds at a time."
-    thumbs = lambda at: prints[where[at], 32:].reshape(-1, 32, 32)
-    for pairs in _candidates(prints[where, :32], bits, group):
+    for pairs in _candidates(prints.hashes()[where], bits, group):
         for k in range(0, len(pairs[0]), 512):
             i, j, apart = pairs[0][k:k + 512], pairs[1][k:k + 512], pairs[2][k:k + 512]
             i, j, apart = _wanted(i, j, group(), apart)
             if not len(i): continue
-            good = _likeness(thumbs(i), thumbs(j)) >= likeness
+            good = _likeness(prints.thumbs(where[i]), prints.thumbs(where[j])) >= likeness
             if good.any(): yield i[good], j[good], apart[good]
 
 def find_twins(
-    prints,                     # fingerprints: list of bytes, or uint8 array [n, FINGERPRINT_BYTES]
+    prints,                     # fingerprints: list of bytes, uint8 array [n, FINGERPRINT_BYTES], or a PrintFile
     bits: int = BITS,           # twins differ by at most so many of 256 bits
     likeness: float = LIKENESS, # and are at least so alike
 ) -> list[tuple[int, int, int]]: # (i, j, bits apart), i < j, in order; every pair within the limits
     "All pairs of pictures that are the same."
     import numpy as np
-    prints, blank, found = _prints(prints), {}, []
-    seen = prints[:, 32:].any(1)
-    where = np.flatnonzero(seen)
-    for i in np.flatnonzero(~seen).tolist(): blank.setdefault(prints[i, :32].tobytes(), []).append(i)
+    prints, blank, found = _held(prints), {}, []
+    where, hashes = np.flatnonzero(prints.seen()), prints.hashes()
+    for i in np.flatnonzero(~prints.seen()).tolist(): blank.setdefault(hashes[i].tobytes(), []).append(i)
     for same in blank.values(): found += [(i, j, 0) for k, i in enumerate(same) for j in same[k + 1:]]
     alone = np.arange(len(where))
     for i, j, d in _twins(prints, where, bits, likeness, lambda: alone): found += zip(where[i].tolist(), where[j].tolist(), d.tolist())
     return sorted(found)
 
-# %% ../nbs/02b_twins.ipynb #0028-exportde
+# %% ../nbs/02b_twins.ipynb #0031-exportde
 def _root(up, i: int) -> int: # the end of the chain that starts at i; shortens it on the way
     while up[i] != i: up[i] = i = up[up[i]]
     return i
 
 def twin_groups(
-    prints,                     # fingerprints: list of bytes, or uint8 array [n, FINGERPRINT_BYTES]
+    prints,                     # fingerprints: list of bytes, uint8 array [n, FINGERPRINT_BYTES], or a PrintFile
     bits: int = BITS,           # twins differ by at most so many of 256 bits
     likeness: float = LIKENESS, # and are at least so alike
 ) -> list[list[int]]: # groups of two and more, each in order, by their first member
     "Pictures that hang together by being twins."
     import numpy as np
-    first, prints = {}, _prints(prints)
-    same = [first.setdefault(hashlib.sha256(p).digest(), i) for i, p in enumerate(np.ascontiguousarray(prints))] # the first with the same fingerprint
-    where = np.array([i for i in first.values() if prints[i, 32:].any()], dtype=np.int64)
+    prints = _held(prints)
+    if not len(prints): return []
+    _, first, same = np.unique(prints.digests(), return_index=True, return_inverse=True) # the first with the same fingerprint
+    same = first[same.ravel()]
+    where = np.sort(first[prints.seen()[first]])
     up = np.arange(len(where)) # for each in `where` the first of its group, as far as known
     for i, j, _ in _twins(prints, where, bits, likeness, lambda: up):
         for a, b in zip(i.tolist(), j.tolist()):
@@ -227,6 +275,6 @@ def twin_groups(
         while (up[up] != up).any(): up = up[up]
     group = np.arange(len(prints))
     group[where] = where[up]
-    groups = {}
-    for i, g in enumerate(group[same].tolist() if same else []): groups.setdefault(g, []).append(i)
+    group, groups = group[same], {}
+    for i in np.flatnonzero(np.bincount(group)[group] > 1).tolist(): groups.setdefault(group[i], []).append(i)
     return [g for g in groups.values() if len(g) > 1]

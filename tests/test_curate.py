@@ -60,7 +60,7 @@ def test_a_lost_row_stops_it(source, tmp_path, monkeypatch):
 def test_each_image_is_opened_once(source, tmp_path, monkeypatch):
     seen = Counter()
     real = shelf.image_info
-    monkeypatch.setattr(shelf, "image_info", lambda p, *args: seen.update([p.name]) or real(p, *args))
+    monkeypatch.setattr(shelf, "image_info", lambda p, *args: seen.update([Path(p).name]) or real(p, *args))
     convert(source, tmp_path/"out", "records", keep_splits=True)
     assert set(seen.values()) == {1} and seen["p0.png"] == 1 and seen["broken.png"] == 1
 
