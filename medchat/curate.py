@@ -204,6 +204,7 @@ def _table(rows: list[dict], schema): # an Arrow table
     import pyarrow as pa
     return pa.Table.from_arrays([_pictures(rows, f.type) if f.name == "images" else pa.array([r[f.name] for r in rows], f.type) for f in schema], schema=schema)
 
+# %% ../nbs/06_curate.ipynb #0023-exportde
 def write_shards(
     rows: Iterable[dict], # as `to_row` makes them
     folder: str | Path,   # of one split; it is made
@@ -240,7 +241,7 @@ def write_split(
                  _format_type=None, _output_all_columns=False, _split=split)
     (folder/"state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
 
-# %% ../nbs/06_curate.ipynb #0025-exportde
+# %% ../nbs/06_curate.ipynb #0026-exportde
 def is_dataset(
     path: str | Path,
 ) -> bool:
@@ -269,7 +270,7 @@ def _clear_killed(out: Path):
         if found[2] == "old" and not out.exists(): os.replace(left, out)
         else: shutil.rmtree(left, ignore_errors=True)
 
-# %% ../nbs/06_curate.ipynb #0026-exportde
+# %% ../nbs/06_curate.ipynb #0027-exportde
 def _check_rejects(tally: Tally, kept: int, limit: float, source: str, rejects: Path, out: Path):
     "Stop when too many rows were left out; their list stays beside the output."
     if not tally.n_in: raise MedchatError("no rows in", source, "Check that it is the right file")
@@ -294,7 +295,7 @@ def _card(report: dict) -> str:
     return (f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n# {report['made']['source']}\n\nA medchat dataset folder. "
             f"Licence as the source states it: {licences}. What it holds, what was left out and what leaks: [report.md](report.md).\n")
 
-# %% ../nbs/06_curate.ipynb #0027-exportde
+# %% ../nbs/06_curate.ipynb #0028-exportde
 def _write_lists(db: sqlite3.Connection, folder: Path, splits: Iterable[str], made: dict):
     "splits.json, images.jsonl, and in rejects.jsonl the rows that were merged or dropped."
     with open(folder/"splits.json", "w", encoding="utf-8") as f:
@@ -319,7 +320,7 @@ def _check_counts(report: dict, folder: Path):
     with open(folder/"rejects.jsonl", encoding="utf-8") as f: n_left = sum(1 for _ in f)
     if report["rows"]["in"] != n_out + n_left: raise MedchatError("rows were lost", f"{report['rows']['in']} in, {n_out} out, {n_left} left out", "This is a fault in medchat: please report it")
 
-# %% ../nbs/06_curate.ipynb #0028-exportde
+# %% ../nbs/06_curate.ipynb #0029-exportde
 def _write(db: sqlite3.Connection, shelf: Shelf, tally: Tally, tmp: Path, made: dict, conflicts: dict) -> dict: # the report
     "Write a dataset folder from a ledger."
     fingerprint = _fingerprint(db)
@@ -342,7 +343,7 @@ def _opened(base: Path, work: Path, **kwargs) -> Iterator[tuple[sqlite3.Connecti
         with closing(open_ledger(work/"ledger.db")) as db, closing(Shelf(db, base, work, **kwargs)) as shelf: yield db, shelf
     finally: shutil.rmtree(work, ignore_errors=True)
 
-# %% ../nbs/06_curate.ipynb #0029-exportde
+# %% ../nbs/06_curate.ipynb #0030-exportde
 def convert(
     source: str,             # file or folder as published, or the id of a data set on the Hub
     out: Path,               # dataset folder to write
@@ -377,7 +378,7 @@ def convert(
     options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, frames=frames, texts=texts, allow_burned_in=allow_burned_in, shift_key=shift_key, fps=fps,
                                      revision=revision, streaming=streaming).items() if v not in (None, False)}
     items = read_records(source, f.name, images, **options)
-    _check_out(source, out, force); _clear_killed(out)
+    _clear_killed(out); _check_out(source, out, force)
     made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local else "", source=Path(source).resolve().name if f.local else source,
                 split="published" if keep_splits else f"by group, {shares}", seed=seed, repeats=repeats, options={k: Path(v).name if k == "texts" else str(v) for k, v in options.items() if k != "shift_key"})
     with replacing(out) as tmp:
@@ -394,7 +395,7 @@ def convert(
     print(summary(report, source, out))
     return out
 
-# %% ../nbs/06_curate.ipynb #0039-exportde
+# %% ../nbs/06_curate.ipynb #0040-exportde
 def count(
     source: str,                 # file or folder as published, or the id of a data set on the Hub
     format: str = "auto",        # layout of the source; auto recognises it and says how
@@ -421,7 +422,7 @@ def count(
     lines += [f"{'all':16}" + "".join(f"{sum(n for (t, _), n in tally.read.items() if t == s):>12,}" for s in splits)]
     return "\n".join([*lines, *(f"rejected: {why}: {k:,}, such as {tally.examples[why][0]}" for why, k in tally.why.most_common(5))])
 
-# %% ../nbs/06_curate.ipynb #0044-exportde
+# %% ../nbs/06_curate.ipynb #0045-exportde
 def read_dataset(
     path: str | Path,         # a dataset folder
     split: str | None = None, # one split, or all of them

@@ -44,6 +44,7 @@ def _look(file: str | Path, path: str, decode: bool) -> dict:
     except OSError as e: return dict(fault=f"{'no such' if e.errno == errno.ENOENT else 'cannot read'} image: {path}")
     except MedchatError as e: return dict(fault=f"{e.problem}: {path}" + (f" ({e.hint})" if e.problem.startswith("damaged") else ""))
 
+# %% ../nbs/05b_shelf.ipynb #0011-exportde
 def _serve(connection):
     "What a process does: for each list of (file, path, decode) answer what is there, one by one."
     signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_DFL) # Ctrl-C is for the program that we serve
@@ -53,6 +54,7 @@ def _serve(connection):
     except (EOFError, OSError): pass # that program has ended
     os._exit(0)
 
+# %% ../nbs/05b_shelf.ipynb #0012-exportcl
 class _Process:
     "One process that looks at pictures, started when it is needed."
     def __init__(self): self.running = None
@@ -83,7 +85,7 @@ class _Process:
         except OSError: pass # it is gone already
         self.running.join(); self.ours.close(); self.running = None
 
-# %% ../nbs/05b_shelf.ipynb #0012-exportcl
+# %% ../nbs/05b_shelf.ipynb #0014-exportcl
 class Shelf:
     "The pictures of a source, each opened and checked once."
     def __init__(self,
@@ -112,7 +114,7 @@ class Shelf:
         for p in self.processes: p.close()
         self.prints.file.close()
 
-# %% ../nbs/05b_shelf.ipynb #0014-exportpa
+# %% ../nbs/05b_shelf.ipynb #0016-exportpa
 @patch
 def _start(self: Shelf):
     "Start the processes, with all that they need in memory already."
@@ -136,6 +138,7 @@ def _send(self: Shelf, paths: list[str]):
     else: done = Future(); done.set_result([_look(*picture) for picture in pictures])
     self.waiting.update((path, (done, k)) for k, path in enumerate(paths))
 
+# %% ../nbs/05b_shelf.ipynb #0017-exportpa
 @patch
 def expect(self: Shelf,
     paths: Iterable[str],         # that will be asked for
@@ -150,7 +153,7 @@ def expect(self: Shelf,
     self.n += len(new)
     for k in range(0, len(new), 8): self._send(new[k:k + 8])
 
-# %% ../nbs/05b_shelf.ipynb #0015-exportpa
+# %% ../nbs/05b_shelf.ipynb #0018-exportpa
 @patch
 def _recall(self: Shelf, path: str) -> tuple | None: # (image, sha256, bytes, changed, fault)
     "What the ledger knows of a picture; the last few thousand are remembered."
@@ -164,6 +167,7 @@ def _remember(self: Shelf, path: str, row: tuple):
     self.known[path] = row
     if len(self.known) > 4096: self.known.popitem(last=False)
 
+# %% ../nbs/05b_shelf.ipynb #0019-exportpa
 @patch
 def look(self: Shelf,
     path: str, # as a record names it
@@ -188,7 +192,7 @@ def _note(self: Shelf, path: str, info: dict):
     if not same: self.db.execute("update images set content = ?, look = ? where image = ?", [n, n, n])
     self._remember(path, (n, info.get("sha256"), info.get("bytes"), info.get("changed"), info.get("fault")))
 
-# %% ../nbs/05b_shelf.ipynb #0019-exportsu
+# %% ../nbs/05b_shelf.ipynb #0023-exportsu
 _suffixes = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 
 @patch
@@ -213,7 +217,7 @@ def unnamed(self: Shelf) -> tuple[int, list[str]]: # (how many, the first five)
             n += 1; first += [path][:5 - len(first)]
     return n, first
 
-# %% ../nbs/05b_shelf.ipynb #0022-exportpa
+# %% ../nbs/05b_shelf.ipynb #0026-exportpa
 @patch
 def match(self: Shelf) -> int: # pictures that look like an earlier one
     "Give pictures that look the same one `look`: the number of the first of them."

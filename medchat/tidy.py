@@ -33,7 +33,7 @@ def tidy_text(
     step("replacement", text.replace("\ufffd", ""))
     lines = [_blanks.sub(" ", line).strip() for line in text.split("\n")]
     step("blanks", re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip())
-    if lowercase: step("lowercase", text.lower())
+    if lowercase: step("lowercase", re.sub(r"\S+", lambda m: m[0] if re.fullmatch(r"\W*X{3,}\W*", m[0]) else m[0].lower(), text)) # masks stay masks
     return text, steps
 
 # %% ../nbs/05d_tidy.ipynb #0010-exportno
@@ -56,9 +56,10 @@ def tidy_record(
     changed, removed = [], Counter()
     for turn in record.turns:
         before = turn.text
-        turn.text, steps = tidy_text(before, lowercase)
+        turn.text, steps = tidy_text(before)
+        if masked: turn.text, found = scrub(turn.text); removed.update(kind for kind, _ in found) # names begin with capitals, so this comes first
+        if lowercase: turn.text, more = tidy_text(turn.text, True); steps += more
         changed += [(step, before, turn.text) for step in steps]
-        if masked: turn.text, found = scrub(turn.text); removed.update(kind for kind, _ in found)
         if turn.role == "assistant" and not turn.text: raise ValueError("empty answer")
         if turn.role == "assistant" and is_placeholder(turn.text): raise ValueError(f"placeholder instead of an answer: {turn.text[:40]}")
         if not turn.text: raise ValueError("empty question")

@@ -249,6 +249,109 @@ raise SystemExit(main("convert source --format records --out out --force --keep-
     assert p.returncode == 128 + ended and "Traceback" not in err
     assert tree(out) == before and left(tmp_path) == ["out", "source"]
 
+def test_killed_at_any_point(source, tmp_path):
+    "SIGKILL at ten moments between start and end: the old dataset stands or comes back, the next conversion clears what was left, and the result is the same to the byte."
+    for p in range(12, 60): picture(source/f"images/p{p}.png", p, size=(200, 200))
+    with open(source/"records.jsonl", "a") as f: f.writelines(json.dumps(line(f"m{p}", [f"images/p{p}.png"], q=f"{p}?", group=f"p{p}")) + "\n" for p in range(12, 60))
+    expected = tree(convert(source, tmp_path/"out", "records", seed=7)); before = tree(convert(source, tmp_path/"out", "records", seed=8, force=True)); assert before != expected
+    code = """import sys
+from medchat.cli import main
+print('NOW', flush=True)
+raise SystemExit(main("convert source --format records --out out --force --seed 7 --num-proc 2".split()))"""
+    def start(): p = run(code, tmp_path, start_new_session=True); assert p.stdout.readline().strip() == "NOW"; return p
+    began = time.perf_counter(); p = start(); p.communicate(timeout=120); whole = time.perf_counter() - began
+    assert tree(tmp_path/"out") == expected
+    convert(source, tmp_path/"out", "records", seed=8, force=True)
+    rng, killed = random.Random(0), 0
+    for k in range(10):
+        p = start(); time.sleep(whole * (k + rng.random()) / 10 * .9)
+        p.kill(); p.communicate(timeout=60); killed += p.returncode == -signal.SIGKILL
+        assert not (tmp_path/"out").exists() or tree(tmp_path/"out") in (before, expected)
+    assert killed >= 5
+    left_behind = {x.name for x in tmp_path.iterdir()} - {"out", "source"}
+    convert(source, tmp_path/"out", "records", seed=7, force=True, num_proc=1)
+    assert tree(tmp_path/"out") == expected and left(tmp_path) == ["out", "source"], left_behind
+
+def test_killed_while_the_folders_change_places(source, tmp_path):
+    "Between moving the old dataset aside and putting the new one there: the old one comes back, and nothing is lost."
+    out = convert(source, tmp_path/"out", "records"); before = tree(out)
+    dead = subprocess.Popen(["true"]); dead.wait()
+    out.rename(tmp_path/f".out.{dead.pid}.old"); (tmp_path/f".out.{dead.pid}.tmp").mkdir()
+    with pytest.raises(MedchatError, match="dataset exists already"): convert(source, out, "records")
+    assert tree(out) == before
+    convert(source, out, "records", force=True); assert left(tmp_path) == ["out", "source"]
+
+def test_processes_end_with_the_conversion(source, tmp_path):
+    "After SIGKILL the processes that decode notice, and end."
+    for p in range(12, 200): picture(source/f"images/p{p}.png", p, size=(300, 300))
+    with open(source/"records.jsonl", "a") as f: f.writelines(json.dumps(line(f"m{p}", [f"images/p{p}.png"], group=f"p{p}")) + "\n" for p in range(12, 200))
+    code = """from medchat import shelf
+start = shelf._Process.start
+def started(self): start(self); print(self.running.pid, flush=True)
+shelf._Process.start = started
+from medchat.curate import convert
+convert('source', 'out', 'records', num_proc=2)"""
+    p = run(code, tmp_path); pids = [int(p.stdout.readline()) for _ in range(2)]
+    p.kill(); p.communicate(timeout=60)
+    end = time.time() + 20
+    alive = lambda pid: os.path.exists(f"/proc/{pid}") and open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    while any(map(alive, pids)) and time.time() < end: time.sleep(.05)
+    assert not any(map(alive, pids))
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    "Peak of a conversion of 6,000 rows against that of 600."
+    def peak(n):
+        home = tmp_path/f"s{n}"; home.mkdir()
+        for i in range(n): Image.frombytes("L", (16, 16), random.Random(i).randbytes(256)).save(home/f"{i}.png")
+        write(home, [line(i, [f"{i}.png"], group=f"p{i}") for i in range(n)])
+        code = f"""from medchat.curate import convert
+convert('s{n}', 'out{n}', 'records', num_proc=1)
+print('PEAK', next(int(l.split()[1]) / 1024 for l in open('/proc/self/status') if l.startswith('VmHWM')))"""
+        said, err = run(code, tmp_path).communicate(timeout=200); return float(said.rpartition("PEAK")[2])
+    small, large = peak(600), peak(6000)
+    assert large < 1.15 * small and large < 700, (small, large)
+
+def test_header_only(source, tmp_path):
+    "Bytes pass through: a picture whose end is missing is not noticed, and the report says what was not looked for."
+    (source/"images/p3.png").write_bytes((source/"images/p3.png").read_bytes()[:-500])
+    r = report(convert(source, tmp_path/"out", "records", verify="header"))
+    assert r["rows"]["out"] == 37 and "damaged image" not in r["rejects"]["by_reason"] and r["images"]["checked"] == "header" and "near-duplicates were not looked for" in (tmp_path/"out"/"report.md").read_text()
+    assert report(convert(source, tmp_path/"full", "records", max_rejects=.3))["rows"]["out"] == 33
+
+def test_near_duplicates(tmp_path, capsys):
+    "A film saved again as JPEG under another name in the other split is a leak; by group the two stay together."
+    from medchat.samples import draw_phantom
+    home = tmp_path/"s"; home.mkdir()
+    for i in range(12): Image.fromarray(draw_phantom({}, patient=100 + i)).resize((300, 300)).save(home/f"{i}.png")
+    Image.open(home/"0.png").resize((200, 200)).save(home/"again.jpg", quality=80)
+    write(home, [line(i, [f"{i}.png"], split="train" if i < 10 else "test", group=f"p{i}") for i in range(12)] + [line("x", ["again.jpg"], split="test", group="q")])
+    (leak,) = report(convert(home, tmp_path/"out", keep_splits=True))["leaks"]
+    assert (leak["images"], leak["near"], leak["rows"]) == (0, 1, 1) and "1 more look like one there" in capsys.readouterr().out
+    data = {s: set(d["id"]) for s, d in read_dataset(convert(home, tmp_path/"out", force=True)).items()}
+    assert sum({"r0", "rx"} <= ids for ids in data.values()) == 1 and report(tmp_path/"out")["leaks"] == []
+    looks = [json.loads(l) for l in open(tmp_path/"out"/"images.jsonl")]
+    assert {x["path"]: x["looks_like"] for x in looks if x["looks_like"]} == {"again.jpg": "0.png"}
+
+def test_too_many_rejects_keep_their_list(source, tmp_path):
+    with pytest.raises(MedchatError, match="9 of 45 rows were rejected: .*All of them: .*out.rejects.jsonl. To go on without them: --max-rejects 1"): convert(source, tmp_path/"out", "records", max_rejects=.1)
+    assert left(tmp_path) == ["out.rejects.jsonl", "source"] and len((tmp_path/"out.rejects.jsonl").read_text().splitlines()) == 9
+
+def test_texts_are_cleaned_and_counted(tmp_path):
+    home = tmp_path/"s"; rows = [line(0, q=" Is it\tlarge? ", a="Yes\u200b"), line(1, q="So\u00ad?", a="NaN"), line(2, q="Who?", a="Seen by Dr. Miller."), line(3, q="Plain?", a="Plain.")]
+    r = report(convert(write(home, rows), tmp_path/"out", "records", keep_splits=True, max_rejects=1, lowercase=True, scrub=True))
+    assert r["rejects"]["by_reason"] == {"placeholder instead of an answer": 1} and r["steps"]["controls"]["rows"] == 2 and r["removed"] == {"name": 1}
+    assert [d["turns"][1]["text"] for d in read_dataset(tmp_path/"out", "train")] == ["yes", "seen by dr. XXXX.", "plain."]
+
+def test_most_images(tmp_path):
+    home = tmp_path/"s"; [picture(home/f"{n}.png", n // 2) for n in range(6)]
+    out = convert(write(home, [line(0, [f"{n}.png" for n in range(6)])]), tmp_path/"out", "records", keep_splits=True, max_images=3)
+    row = read_dataset(out, "train")[0]
+    assert row["image_paths"] == ["0.png", "2.png", "4.png"] and json.loads(row["meta"])["left_out_images"] == ["1.png", "3.png", "5.png"] and report(out)["chosen"] == 1
+
+def test_count(source, medchat):
+    said = medchat("count", "source")
+    assert said.returncode == 0 and "45 rows, 3 rejected" in said.stdout and "no split" in said.stdout
+
 def test_image_changed_or_gone_meanwhile(source, tmp_path, monkeypatch):
     real = curate.write_split
     for change, problem in ((lambda p: p.write_bytes(b"other"), "image changed while converting: images/p5.png"), (lambda p: p.unlink(), "image vanished while converting: images/p5.png")):
