@@ -209,21 +209,21 @@ def write_shards(
     rows: Iterable[dict], # as `to_row` makes them
     folder: str | Path,   # of one split; it is made
     shard_size: int = 128_000_000, # bytes
-) -> list[str]: # names of the shards
+) -> tuple[list[str], int]: # names of the shards, number of rows
     "Write rows as Arrow streams."
     import pyarrow as pa
-    folder, schema, shards, written, writer = Path(folder), dataset_features().arrow_schema, 0, 0, None
+    folder, schema, shards, written, n, writer = Path(folder), dataset_features().arrow_schema, 0, 0, 0, None
     folder.mkdir()
     try:
         for batch, size in _batches(rows):
             if writer is None: writer, written, shards = pa.ipc.new_stream(str(folder/f"shard-{shards}"), schema), 0, shards + 1
-            writer.write_table(_table(batch, schema)); written += size
+            writer.write_table(_table(batch, schema)); written += size; n += len(batch)
             if written > shard_size: writer.close(); writer = None
     finally:
         if writer: writer.close()
     names = [f"data-{n:05d}-of-{shards:05d}.arrow" for n in range(shards)]
-    for n, name in enumerate(names): os.replace(folder/f"shard-{n}", folder/name)
-    return names
+    for k, name in enumerate(names): os.replace(folder/f"shard-{k}", folder/name)
+    return names, n
 
 def write_split(
     db: sqlite3.Connection, # a ledger whose rows have their splits
@@ -231,15 +231,16 @@ def write_split(
     split: str,
     folder: Path,           # to make
     fingerprint: str,       # of the content
-):
+) -> int: # rows written
     "One split in the format of `datasets.save_to_disk`."
     from datasets import DatasetInfo
-    n = db.execute("select count(*) from rows where split = ? and dropped is null", [split]).fetchone()[0]
-    names = write_shards((to_row(r, shelf) for r in progress(_records(db, split), total=n, desc=f"writing {split}")), folder)
+    total = db.execute("select count(*) from rows where split = ? and dropped is null", [split]).fetchone()[0]
+    names, n = write_shards((to_row(r, shelf) for r in progress(_records(db, split), total=total, desc=f"writing {split}")), folder)
     DatasetInfo(features=dataset_features()).write_to_directory(str(folder))
     state = dict(_data_files=[{"filename": name} for name in names], _fingerprint=f"{fingerprint[:16]}-{split}", _format_columns=None, _format_kwargs={},
                  _format_type=None, _output_all_columns=False, _split=split)
     (folder/"state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    return n
 
 # %% ../nbs/06_curate.ipynb #0026-exportde
 def is_dataset(
@@ -308,15 +309,13 @@ def _write_lists(db: sqlite3.Connection, folder: Path, splits: Iterable[str], ma
     keys = ("path", "sha256", "bytes", "format", "mode", "width", "height", "turned", "window", "looks_like")
     with open(folder/"images.jsonl", "w", encoding="utf-8") as f:
         for row in db.execute("""select path, sha256, bytes, format, mode, width, height, turned, window, (select path from images o where o.image = i.look and o.image != i.image)
-            from images i where fault is null and image in (select image from uses join rows using (row) where dropped is null) order by path"""):
+            from images i where fault is null and image in (select image from uses join rows using (row) where dropped is null) order by image"""):
             f.write(_dump(dict(zip(keys, row)) | dict(turned=bool(row[7]), window=json.loads(row[8]))))
     with open(folder/"rejects.jsonl", "a", encoding="utf-8") as f:
         for id, why, text in db.execute("select id, dropped, record from rows where dropped is not null order by row"): f.write(_dump(dict(where=id, why=why, row=json.loads(text))))
 
-def _check_counts(report: dict, folder: Path):
+def _check_counts(report: dict, n_out: int, folder: Path):
     "Count again what was written: rows in = rows out + rejects.jsonl, or stop."
-    from datasets import load_from_disk
-    n_out = sum(map(len, load_from_disk(str(folder)).values()))
     with open(folder/"rejects.jsonl", encoding="utf-8") as f: n_left = sum(1 for _ in f)
     if report["rows"]["in"] != n_out + n_left: raise MedchatError("rows were lost", f"{report['rows']['in']} in, {n_out} out, {n_left} left out", "This is a fault in medchat: please report it")
 
@@ -328,8 +327,9 @@ def _write(db: sqlite3.Connection, shelf: Shelf, tally: Tally, tmp: Path, made: 
     unnamed, first = shelf.unnamed()
     report["images"] |= dict(checked="full" if shelf.decode else "header", unnamed=unnamed, unnamed_first=first)
     check_space(tmp, int(1.1 * report["images"]["bytes_in_dataset"]) + 4 * (tmp/"work"/"ledger.db").stat().st_size)
-    for split in report["splits"]: write_split(db, shelf, split, tmp/split, fingerprint)
+    n_out = sum(write_split(db, shelf, split, tmp/split, fingerprint) for split in report["splits"])
     _write_lists(db, tmp, report["splits"], made)
+    _check_counts(report, n_out, tmp)
     for name, text in {"dataset_dict.json": json.dumps(dict(splits=list(report["splits"]))), "README.md": _card(report),
                        "report.json": json.dumps(report, indent=1, ensure_ascii=False), "report.md": report_markdown(report)}.items():
         (tmp/name).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -391,7 +391,6 @@ def convert(
             found = find_conflicts(db, drop=conflicts == "drop")
             split_rows(db, keep_splits, seed, wanted)
             report = _write(db, shelf, tally, tmp, made, found)
-        _check_counts(report, tmp)
     print(summary(report, source, out))
     return out
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from .core import MedchatError, progress, replacing, write_jsonl
-from .curate import leak_line, read_dataset
+from .curate import read_dataset
+from .report import leak_line
 from .images import load_image
 from .messages import prompt_messages
 from .metrics import normalise_answer, score_closed, score_open, summarise

@@ -8,7 +8,7 @@ import hashlib, json, os, re, shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from .core import DISCLAIMER, MedchatError, need, replacing
-from .curate import leak_line
+from .report import leak_line
 from .models import read_run
 
 # %% auto #0

@@ -297,6 +297,11 @@ def first_keys(
 @lru_cache(maxsize=4096)
 def _real(folder: str) -> str: return os.path.realpath(folder)
 
+@lru_cache(maxsize=64)
+def _roots(base: str) -> list[str]: # where a path may end: the folder itself, and the cache of huggingface_hub that it may be made of
+    root = _real(base)
+    return [root.rstrip("/") + "/"] + [f"{p.parent}/blobs/" for p in (Path(root), *Path(root).parents) if p.name == "snapshots"]
+
 def image_path(
     base: Path, # the folder that paths start from
     name: Any,  # the path as the row gives it
@@ -306,15 +311,14 @@ def image_path(
     if "\0" in name: raise ValueError(f"image path with a zero byte: {name!r}")
     path = name.strip().replace("\\", "/")
     if re.match(r"[A-Za-z]:|[a-z0-9+.-]+://", path): raise ValueError(f"image outside the source folder: {name}")
-    root = _real(str(base))
-    inside = os.path.normpath(os.path.join(root, path))
-    if not inside.startswith(root.rstrip("/") + "/"): raise ValueError(f"image outside the source folder: {name}")
-    folder = _real(os.path.dirname(inside))
-    real = os.path.realpath(inside) if os.path.islink(inside) else folder
-    if os.path.islink(real): raise ValueError(f"image is a link that leads to itself: {name}")
-    roots = [root] + [str(p.parent/"blobs") for p in (Path(root), *Path(root).parents) if p.name == "snapshots"]
-    if not any(f"{real}/".startswith(r.rstrip("/") + "/") for r in roots): raise ValueError(f"image is a link out of the source folder: {name}")
-    return os.path.relpath(inside, root)
+    roots = _roots(str(base))
+    inside = os.path.normpath(os.path.join(roots[0], path))
+    if not inside.startswith(roots[0]): raise ValueError(f"image outside the source folder: {name}")
+    link = os.path.islink(inside)
+    real = os.path.realpath(inside) if link else _real(os.path.dirname(inside))
+    if link and os.path.islink(real): raise ValueError(f"image is a link that leads to itself: {name}")
+    if not f"{real}/".startswith(tuple(roots)): raise ValueError(f"image is a link out of the source folder: {name}")
+    return inside[len(roots[0]):]
 
 # %% ../nbs/04_readers.ipynb #0035-exportma
 _magic = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"))

@@ -125,6 +125,7 @@ def _splits(db: sqlite3.Connection) -> dict:
         splits[s] = dict(rows=rows, images=images, groups=groups, strata=dict(sorted(strata.items())))
     return splits
 
+# %% ../nbs/05e_report.ipynb #0019-exportde
 def _images(db: sqlite3.Connection) -> dict:
     "What pictures the kept rows have."
     kept = "from images where image in (select image from uses join rows using (row) where dropped is null)"
@@ -151,7 +152,7 @@ def make_report(
                 steps={k: dict(rows=n, examples=tally.shown[k]) for k, n in tally.steps.most_common()}, removed=dict(tally.removed.most_common()), chosen=tally.chosen,
                 images=_images(db), **{k: dict(c.most_common()) for k, c in tally.counts.items()}, **more)
 
-# %% ../nbs/05e_report.ipynb #0021-exportde
+# %% ../nbs/05e_report.ipynb #0022-exportde
 def table(
     head: list,     # names of the columns
     rows: Iterable, # cells
@@ -178,7 +179,7 @@ def _leak_part(report: dict) -> str:
     if report["leaks_as_given"]: text += "\nThe split that came with the data did leak: " + "; ".join(map(leak_line, report["leaks_as_given"])) + ".\n"
     return header + text
 
-# %% ../nbs/05e_report.ipynb #0022-exportde
+# %% ../nbs/05e_report.ipynb #0023-exportde
 def _strata_table(splits: dict) -> str:
     "Rows of each stratum by split, with shares."
     strata = sorted({k for s in splits.values() for k in s["strata"]})
@@ -202,7 +203,7 @@ def report_markdown(
     part += _content_parts(r)
     return "\n".join(part)
 
-# %% ../nbs/05e_report.ipynb #0023-exportde
+# %% ../nbs/05e_report.ipynb #0024-exportde
 def _change(step: dict) -> list[str]: # the first example, before and after
     return [f"`{' / '.join(map(repr, t)) if isinstance(t, list) else repr(t)}`"[:150] for t in (step["examples"][0]["before"], step["examples"][0]["after"])]
 
@@ -220,9 +221,10 @@ def _content_parts(r: dict) -> list[str]:
         ["to be turned (EXIF)", im["turned"]], ["deeper than 8 bits (windowed when opened)", im["deep"]], ["records of which some were left out", r["chosen"]],
         ["beside them, named by no row", f"{im['unnamed']:,}" + "".join(f" (`{u}`)" for u in im["unnamed_first"][:1])]])]
     part += ["## Where it comes from\n\n" + table(["what", "", "rows"], [[w, k, n] for w in ("source", "licence", "language") for k, n in r.get(w, {}).items()])]
+    part += ["Figures of all this, and a sample of the rows: `medchat stats DIR`; row by row: `medchat show DIR`.\n"]
     return part + [f"Fingerprint of the content: `{r['fingerprint']}`. What is known of each image stands in `images.jsonl`.\n"]
 
-# %% ../nbs/05e_report.ipynb #0026-exportde
+# %% ../nbs/05e_report.ipynb #0027-exportde
 def summary(
     report: dict, # as `make_report` gives it
     source: str | Path, # as the user named it, for the next command

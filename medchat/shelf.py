@@ -100,7 +100,7 @@ class Shelf:
         self.held.mkdir(parents=True); self.prints = PrintFile(Path(work)/"prints.bin")
         self.processes, self.free, self.pool = [_Process() for _ in range(num_proc)], queue.SimpleQueue(), ThreadPoolExecutor(num_proc)
         for p in self.processes: self.free.put(p)
-        self.n, self.waiting, self.known, self.blobs = 0, {}, OrderedDict(), set()
+        self.n, self.noted, self.waiting, self.known, self.blobs = 0, 0, {}, OrderedDict(), set()
 
     def file(self,
         path: str, # as a record names it
@@ -119,7 +119,7 @@ class Shelf:
 def _start(self: Shelf):
     "Start the processes, with all that they need in memory already."
     from PIL import Image
-    if self.decode: fingerprint(Image.effect_noise((64, 64), 50))
+    fingerprint(Image.effect_noise((64, 64), 50))
     for process in self.processes: process.start()
 
 @patch
@@ -132,7 +132,7 @@ def _by_process(self: Shelf, pictures: list[tuple[str, str, bool]]) -> list[dict
 def _send(self: Shelf, paths: list[str]):
     "Have pictures looked at: here, or by a process that is free. Several at once, so that no process waits while Python is busy here."
     pictures = [(self.file(p), p, self.decode) for p in paths]
-    if len(self.processes) > 1 and self.n > self.alone:
+    if self.decode and len(self.processes) > 1 and self.n > self.alone: # a header is read faster than it is asked for
         if not self.processes[0].running: self._start()
         done = self.pool.submit(self._by_process, pictures)
     else: done = Future(); done.set_result([_look(*picture) for picture in pictures])
@@ -187,9 +187,9 @@ def _note(self: Shelf, path: str, info: dict):
     same = self.db.execute("select content from images where sha256 = ? limit 1", [info["sha256"]]).fetchone() if "sha256" in info else None
     keys = ("sha256", "bytes", "format", "mode", "width", "height", "turned")
     print = self.prints.append(info["fingerprint"]) if not same and info.get("fingerprint") else None
-    n = self.db.execute(f"insert into images values (null, {', '.join('?' * 14)})", [path, same and same[0], *(info.get(k) for k in keys),
-                        json.dumps(info.get("window")), print, same and same[0], info.get("changed"), info.get("fault")]).lastrowid
-    if not same: self.db.execute("update images set content = ?, look = ? where image = ?", [n, n, n])
+    self.noted = n = self.noted + 1
+    self.db.execute(f"insert into images values ({', '.join('?' * 15)})", [n, path, same[0] if same else n, *(info.get(k) for k in keys),
+                    json.dumps(info.get("window")), print, same[0] if same else n, info.get("changed"), info.get("fault")])
     self._remember(path, (n, info.get("sha256"), info.get("bytes"), info.get("changed"), info.get("fault")))
 
 # %% ../nbs/05b_shelf.ipynb #0023-exportsu

@@ -51,35 +51,48 @@ def _room(n: int, shares: list[float]) -> list[int]:
     room[last] += n - sum(room)
     return room
 
+def _members(labels: array, order: Iterable[int]) -> tuple[array, array]: # (rows, bundle after bundle, where each begins and the end)
+    "The rows of each bundle; bundles in the order of their first rows."
+    number, n = array("q", [-1]) * len(labels), 0
+    for row in order:
+        if number[labels[row]] < 0: number[labels[row]] = n; n += 1
+    starts = array("q", bytes(8 * (n + 1)))
+    for row in order: starts[number[labels[row]] + 1] += 1
+    for b in range(n): starts[b + 1] += starts[b]
+    members, at = array("q", bytes(8 * len(labels))), array("q", starts)
+    for row in order: b = number[labels[row]]; members[at[b]] = row; at[b] += 1
+    return members, starts
+
 def _best(strata: Counter, size: int, have: list, goal: list, left: list[int]) -> int:
     "The split that a bundle brings closest to its goal."
     cost = lambda s: sum(((have[s][k] + n - goal[s][k])**2 - (have[s][k] - goal[s][k])**2) / goal[s][k] for k, n in strata.items())
     splits = [s for s in range(len(left)) if goal[s]]
     return min([s for s in splits if left[s] >= size] or splits, key=lambda s: (cost(s), -left[s]))
 
+# %% ../nbs/05c_splits.ipynb #0013-exportde
 def deal(
     labels: array,            # the bundle of each row
     strata: list[tuple],      # for each row what it counts as, such as ("vqa closed", "Edema"); equal ones may be one object
     order: list[int] | array, # the rows sorted by id, so that the order of the file does not matter
     seed: int = 3407,
     shares: list[float] = (0.8, 0.1, 0.1), # of train, validation, test
-) -> list[int]: # for each row 0, 1 or 2
+) -> array: # for each row 0, 1 or 2
     "Deal whole bundles to the splits, keeping the share of each stratum."
-    bundles: dict[int, list] = {}
-    for row in order: bundles.setdefault(labels[row], []).append(row)
-    wanted = [s for s, share in enumerate(shares) if share]
-    if len(bundles) < len(wanted): raise MedchatError("too few groups to split", len(bundles), f"{len(wanted)} splits need {len(wanted)} groups at least; use --keep-splits, or other --shares")
-    queue = list(bundles.values())
-    random.Random(seed).shuffle(queue); queue.sort(key=len, reverse=True)
+    members, starts = _members(labels, order)
+    wanted, sizes = [s for s, share in enumerate(shares) if share], [b - a for a, b in zip(starts, starts[1:])]
+    if len(sizes) < len(wanted): raise MedchatError("too few groups to split", len(sizes), f"{len(wanted)} splits need {len(wanted)} groups at least; use --keep-splits, or other --shares")
+    queue = list(range(len(sizes)))
+    random.Random(seed).shuffle(queue); queue.sort(key=lambda b: -sizes[b])
+    rows_of = lambda b: members[starts[b]:starts[b + 1]]
     totals = Counter(k for row in order for k in strata[row])
     goal = [{k: n * share for k, n in totals.items()} if share else {} for share in shares]
-    have, left, split_of, dealt = [Counter() for _ in shares], _room(len(labels), shares), [0] * len(labels), [[] for _ in shares]
-    for rows in queue:
-        counts = Counter(k for row in rows for k in strata[row])
-        best = _best(counts, len(rows), have, goal, left)
-        have[best] += counts; left[best] -= len(rows); dealt[best].append(rows)
+    have, left, split_of, dealt = [Counter() for _ in shares], _room(len(labels), shares), array("b", bytes(len(labels))), [array("q") for _ in shares]
+    for b in queue:
+        counts = Counter(k for row in rows_of(b) for k in strata[row])
+        best = _best(counts, sizes[b], have, goal, left)
+        have[best] += counts; left[best] -= sizes[b]; dealt[best].append(b)
     for s in wanted: # tiny sets: no split stays empty
         if not dealt[s]: dealt[s].append(max(dealt, key=len).pop())
     for s, bs in enumerate(dealt):
-        for row in (row for b in bs for row in b): split_of[row] = s
+        for row in (row for b in bs for row in rows_of(b)): split_of[row] = s
     return split_of

@@ -24,6 +24,7 @@ def tidy_text(
     lowercase: bool = False, # also make it lower case
 ) -> tuple[str, list[str]]:  # (text, names of the steps that changed it)
     "Clean a text without changing what it says."
+    if not lowercase and text.isascii() and text.isprintable() and "  " not in text and text == text.strip(): return text, [] # most texts
     steps = []
     def step(name, new):
         nonlocal text

@@ -96,8 +96,7 @@ def test_a_conversation_keeps_its_earlier_turns(questions):
     assert [m["role"] for m in q.prompt] == ["user", "assistant", "user"] and (q.question, q.reference) == ("Then?", "Later.")
 
 def test_groups_fall_back_to_the_image_then_to_the_row(tmp_path):
-    turns = [dict(role="user", text="Q?"), dict(role="assistant", text="yes")]
-    rows = [dict(id="a", images=["images/p1.png"], turns=turns, kind="vqa"), dict(id="b", images=["images/p1.png"], turns=turns, kind="vqa"), dict(id="c", images=[], turns=turns, kind="vqa")]
+    rows = [dict(id=i, images=images, turns=[dict(role="user", text=f"Q{i}?"), dict(role="assistant", text="yes")], kind="vqa") for i, images in (("a", ["images/p1.png"]), ("b", ["images/p1.png"]), ("c", []))]
     a, b, c = read_questions(read_dataset(_make(tmp_path, rows), "train"))
     assert a.group == b.group != c.group == "c"
 

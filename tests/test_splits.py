@@ -38,7 +38,7 @@ def test_nothing_stands_in_two_splits(specs, seed):
     moved = [None] * len(specs)
     for i, p in enumerate(place): moved[p] = specs[i]
     again = deal(bundle(len(specs), ties(moved), 39), [(s,) for *_, s in moved], place, seed) # the order of ids is the same
-    assert [again[p] for p in place] == split_of
+    assert [again[p] for p in place] == list(split_of)
 
 @pytest.mark.parametrize("seed", range(8))
 def test_shares_of_uneven_groups(seed):
