@@ -4,7 +4,7 @@
 
 # %% ../nbs/04b_caption_sets.ipynb #0004-exportfr
 from __future__ import annotations
-import gzip, hashlib, io, json, os, re, shutil, sqlite3, tempfile, zlib
+import gzip, hashlib, io, json, os, re, sqlite3, tempfile, zlib
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -76,16 +76,24 @@ def _split_of(*names: str, folder: str = "") -> str | None: # names of files, or
     "The split that a name says, the first one that does."
     return next((_SPLITS[w] for name in names for w in re.split(r"[^a-z]+", name.lower()) if w in _SPLITS), _SPLITS.get(folder.lower()))
 
+def _unpack(packed: io.BufferedIOBase, out: io.BufferedIOBase, path: Path):
+    "Copy the content of a packed file, which may be a hundred times as large, as real tables never are."
+    most = max(1 << 26, 100 * path.stat().st_size)
+    while piece := packed.read(1 << 20):
+        if out.tell() > most: raise MedchatError("a file that becomes too large when it is unpacked", path, "Unpack it with gunzip")
+        out.write(piece)
+
 def _table(path: Path) -> Iterator[tuple[str, Any]]: # (where, row)
     "Rows of a csv, also with tabs or packed by gzip."
-    with _open(path) as f: head = f.readline()
+    with _open(path) as f: head = f.readline(1 << 20)
     if path.suffix.lower() != ".gz": yield from csv_rows(path, "\t" if b"\t" in head and b"," not in head else ""); return
     with tempfile.TemporaryDirectory() as tmp:
         try:
-            with gzip.open(path) as f, open(Path(tmp)/path.stem, "wb") as out: shutil.copyfileobj(f, out, 1 << 20)
+            with gzip.open(path) as f, open(Path(tmp)/path.stem, "wb") as out: _unpack(f, out, path)
         except (OSError, EOFError, zlib.error) as e: raise MedchatError("cannot unpack", path, f"{e}. Fetch it again") from e
         yield from _table(Path(tmp)/path.stem)
 
+# %% ../nbs/04b_caption_sets.ipynb #0014-exportde
 def _pairs(path: Path, *ids: str, value: Callable = lambda row: row, place: str = "") -> Iterator[tuple[str, str, Any]]:
     "Rows of a table as (where, id, value); `ids` are names of the column that holds the id."
     for where, row in _table(path):
@@ -94,14 +102,16 @@ def _pairs(path: Path, *ids: str, value: Callable = lambda row: row, place: str 
         low = {k.lower(): k for k in row}
         column = next((low[i] for i in ids if i in low), None)
         if column is None: raise MedchatError(f"no column {ids[0]} in", path, f"Its columns: {', '.join(row)}")
-        yield where, row[column].strip(), value(row)
+        try: said = value(row)
+        except KeyError as e: raise MedchatError(f"no column {e.args[0]} in", path, f"Its columns: {', '.join(row)}") from e
+        yield where, row[column].strip(), said
 
 def _there(base: Path, *names: str) -> str: # relative paths, the published one first
     "The first of these images that exists, else the first."
     names = [n.replace("\\", "/") for n in names]
     return image_path(base, next((n for n in names if os.path.exists(os.path.join(base, n))), names[0]))
 
-# %% ../nbs/04b_caption_sets.ipynb #0016-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0017-exportde
 def _cuis(value: Any) -> list[str]: # "C0040405;C0856747", a list, or a list printed as text
     "The UMLS concepts in a value, in their order."
     return list(dict.fromkeys(re.findall(r"C\d{7}", " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value or ""))))
@@ -128,7 +138,7 @@ def _sniff_rocov2(source: Path) -> str:
     except Exception: pass # whatever it is, it is not this
     return ""
 
-# %% ../nbs/04b_caption_sets.ipynb #0017-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0018-exportde
 def _rocov2_files(tables: list[Path]) -> Iterator[tuple[str, Iterable]]:
     "The files beside the tables of captions, as `_Beside` takes them."
     for path in tables:
@@ -139,7 +149,7 @@ def _rocov2_files(tables: list[Path]) -> Iterator[tuple[str, Iterable]]:
     for licences in dict.fromkeys(p.parent/"license_information.csv" for p in tables):
         if licences.is_file(): yield "licence", _pairs(licences, "id")
 
-# %% ../nbs/04b_caption_sets.ipynb #0018-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0019-exportde
 def _rocov2_rows(source: Path) -> Iterator[tuple[str, Any]]:
     "Rows of the csv files, or of the Parquet files."
     tables = _caption_tables(source)
@@ -164,7 +174,7 @@ def _rocov2_rows(source: Path) -> Iterator[tuple[str, Any]]:
                           "licence": (said.get("licence") or [{}])[0], "meta": rest | lists | more}
     yield from beside.left("a caption", "cuis", "cuis_manual")
 
-# %% ../nbs/04b_caption_sets.ipynb #0020-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0021-exportde
 def _caption(row: dict) -> str:
     text = next((v for k, v in row.items() if k.lower() == "caption"), None)
     if text is None and not any(k.lower() == "caption" for k in row): raise ValueError("missing field 'Caption'")
@@ -184,7 +194,7 @@ def _held_caption(base: Path, where: str, row: dict) -> tuple[Record, dict]:
                     "ROCO" if id.startswith("ROCO_") else "ROCOv2", "" if id.startswith("ROCO_") else "CC BY-NC-SA 4.0", meta={"cuis": _cuis(cuis), **rest})
     return record, {name: held_image(held)[1]} if blobs is None else blobs
 
-# %% ../nbs/04b_caption_sets.ipynb #0021-exportre
+# %% ../nbs/04b_caption_sets.ipynb #0022-exportre
 @reader("rocov2", "csv files train_captions.csv (ID,Caption) with image folders, or Parquet files with image and caption", rows=_rocov2_rows, sniff=_sniff_rocov2,
         origin="Rückert et al. 2024, https://doi.org/10.1038/s41597-024-03496-6")
 def rocov2(
@@ -204,7 +214,7 @@ def rocov2(
     return Record(Path(file).stem, [image], [Turn("user", prompt_for("caption", id)), Turn("assistant", _caption(row))], "caption", None, split, licence.get("PMCID") or id,
                   "ROCOv2", (licence.get("Attribution") or "CC BY-NC-SA 4.0").split("[")[0].strip(), meta=meta)
 
-# %% ../nbs/04b_caption_sets.ipynb #0029-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0030-exportde
 def _roco_parts(source: Path) -> list[Path]: # train first
     "The files of captions, in a folder or below it."
     if source.is_file(): return [source] if source.name.startswith("captions") else []
@@ -216,7 +226,7 @@ def _roco_parts(source: Path) -> list[Path]: # train first
 def _sniff_roco(source: Path) -> str:
     try:
         for path in _roco_parts(source)[:1]:
-            with open(path, "rb") as f: head = f.read(40).lstrip(b"\xef\xbb\xbf")
+            with _open(path) as f: head = f.read(40).lstrip(b"\xef\xbb\xbf")
             if re.match(rb"ROCO_\d+\t", head): return f"{path.name} in {path.parent.absolute().name} begins with a ROCO id and a tab"
     except Exception: pass # whatever it is, it is not this
     return ""
@@ -232,7 +242,7 @@ def _id_lines(path: Path, place: str, cells: bool = True) -> Iterator[tuple[str,
             if not tab and text.strip(): yield where, "", Reject(where, "no tab between id and text", text[:500])
             elif text.strip(): yield where, id.strip(), [c.strip() for c in rest.split("\t") if c.strip()] if cells else rest
 
-# %% ../nbs/04b_caption_sets.ipynb #0030-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0031-exportde
 def _roco_beside(path: Path, place: str) -> Iterator[tuple[str, Iterable]]:
     "The files beside a file of captions, as `_Beside` takes them."
     for name in ("keywords", "cuis", "semtypes", "dlinks"):
@@ -255,7 +265,7 @@ def _roco_rows(source: Path, subset: str = "") -> Iterator[tuple[str, Any]]: # s
             yield where, {"id": id, "caption": text, "split": _SPLITS.get(path.parent.absolute().parent.name.lower()), "part": part, "folder": here, **{k: v[0] for k, v in beside.of(id).items()}}
         yield from beside.left("a caption", "keywords", "cuis", "semtypes", "dlinks", "licences")
 
-# %% ../nbs/04b_caption_sets.ipynb #0031-exportre
+# %% ../nbs/04b_caption_sets.ipynb #0032-exportre
 @reader("roco", "data/{train,validation,test}/{radiology,non-radiology}/captions.txt", rows=_roco_rows, sniff=_sniff_roco,
         origin="Pelka et al. 2018, https://doi.org/10.1007/978-3-030-01364-6_20")
 def roco(
@@ -275,7 +285,7 @@ def roco(
     return Record(id, [image], [Turn("user", prompt_for("caption", id)), Turn("assistant", caption)], "caption", None, row["split"], pmcid or id, "ROCO", licence,
                   meta={k: v for k, v in meta.items() if v})
 
-# %% ../nbs/04b_caption_sets.ipynb #0034-exportfr
+# %% ../nbs/04b_caption_sets.ipynb #0035-exportfr
 _FRONT = ("frontal", "pa", "ap", "ap axial", "ap lld", "ap rld", "pa rld", "pa lld", "lateral", "ll", "lao", "rao", "lpo", "rpo", "xtable lateral", "swimmers")
 
 def _in_order(views: list[dict], key: str) -> list[dict]:
@@ -300,18 +310,19 @@ def _indiana_rows(reports: Path, projections: Path) -> Iterator[tuple[str, Any]]
         yield where, {**row, **lists, "uid": uid, "views": _in_order(views, "projection")}
     yield from beside.left("a report", "image")
 
-# %% ../nbs/04b_caption_sets.ipynb #0036-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0037-exportde
 def _openi_folder(source: Path) -> Path | None: # the folder of the XML files
     at = source if source.is_dir() else source.parent
     for folder in (at, at/"ecgen-radiology", at/"NLMCXR_reports"/"ecgen-radiology", *(d/"ecgen-radiology" for d in sorted(at.glob("*")) if d.is_dir())):
         for path in islice(folder.glob("*.xml"), 20): # some may be damaged
+            if not path.is_file(): continue
             with open(path, "rb") as f:
                 if b"<eCitation" in f.read(2000): return folder
     return None
 
 def _openi_row(path: Path, xml) -> dict: # xml: defusedxml.ElementTree
     "One report of Open-i."
-    root = xml.parse(path).getroot()
+    with _open(path) as f: root = xml.parse(f).getroot()
     if root.tag != "eCitation": raise ValueError(f"not a report of Open-i: <{root.tag}>")
     text = lambda e: " ".join("".join(e.itertext()).split())
     sections = {(e.get("Label") or "").lower(): text(e) for e in root.iter("AbstractText")}
@@ -327,9 +338,10 @@ def _openi_rows(folder: Path) -> Iterator[tuple[str, Any]]:
     xml = need("defusedxml.ElementTree", "reading Open-i reports", "pip install defusedxml")
     for path in sorted(folder.glob("*.xml"), key=lambda p: (len(p.name), p.name)):
         try: yield path.name, _openi_row(path, xml)
+        except MedchatError as e: yield path.name, Reject(path.name, e.problem)
         except (ValueError, SyntaxError, OSError, RecursionError) as e: yield path.name, Reject(path.name, f"not a report of Open-i: {e or type(e).__name__}") # defusedxml's errors are ValueErrors
 
-# %% ../nbs/04b_caption_sets.ipynb #0038-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0039-exportde
 def _lists(f: io.TextIOBase, size: int = 1 << 20) -> Iterator[tuple[str, Any]]: # (name of the list, element)
     "The elements of a JSON object of lists, one at a time; an element that is no list comes as it is."
     text, at, name, inside, ended, decode = f.read(size).lstrip(), 1, None, False, False, json.JSONDecoder().raw_decode
@@ -356,7 +368,7 @@ def _lists(f: io.TextIOBase, size: int = 1 << 20) -> Iterator[tuple[str, Any]]: 
             yield name, value
             if not inside: name = None
 
-# %% ../nbs/04b_caption_sets.ipynb #0039-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0040-exportde
 def _r2gen_file(source: Path) -> Path | None:
     if source.is_file(): return source if source.suffix.lower() == ".json" else None
     return next(iter([*sorted(source.glob("*annotation*.json")), *sorted(source.glob("*/*annotation*.json"))]), None)
@@ -387,7 +399,7 @@ def _r2gen_record(base: Path, row: dict, name: str, source: str, group: str, lic
     return Record(id, images, [Turn("user", prompt_for("report", id)), Turn("assistant", text)], "report", None, _SPLITS.get(row.get("split")), group, source, licence,
                   meta={k: v for k, v in row.items() if k not in ("report", "image_path", "split")})
 
-# %% ../nbs/04b_caption_sets.ipynb #0040-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0041-exportde
 def _iu_files(source: Path) -> tuple[Path | None, Path | None]: # (reports, projections)
     return _find(source, "*reports*.csv", {"uid", "findings", "impression"}), _find(source, "*projections*.csv", {"uid", "filename", "projection"})
 
@@ -412,7 +424,7 @@ def _iu_base(source: Path) -> Path:
     at = source if source.is_dir() else source.parent
     return at.absolute().parent if at.absolute().name == "ecgen-radiology" else at
 
-# %% ../nbs/04b_caption_sets.ipynb #0041-exportre
+# %% ../nbs/04b_caption_sets.ipynb #0042-exportre
 @reader("iu_xray", "indiana_reports.csv and indiana_projections.csv, ecgen-radiology/*.xml, or R2Gen's annotation.json", rows=_iu_rows, sniff=_sniff_iu, base=_iu_base,
         origin="Demner-Fushman et al. 2016, https://doi.org/10.1093/jamia/ocv080")
 def iu_xray(
@@ -433,7 +445,7 @@ def iu_xray(
     meta = {"uid": row["uid"], "sections": used, "projection": [v["projection"] for v in row["views"]], **{k: v for k, v in row.items() if k not in known and v}}
     return Record(id, images, turns, "report", group=f"CXR{row['uid']}", source="IU X-Ray", licence=row.get("licence") or licence, meta=meta)
 
-# %% ../nbs/04b_caption_sets.ipynb #0047-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0048-exportde
 def report_sections(
     text: str, # a free-text report with headings in capitals, such as "FINDINGS:"
 ) -> dict:     # heading in lower case -> text on one line; findings and impression by these names; else last_paragraph
@@ -453,9 +465,11 @@ def _mimic_home(source: Path) -> Path: return source if source.is_dir() else sou
 def _mimic_tree(source: Path) -> Iterator[Path]:
     "What stands below files/p10/p10000032: reports s*.txt and folders s*, in order."
     home = _mimic_home(source)
-    for tens in sorted([*home.glob("p1[0-9]"), *home.glob("files/p1[0-9]"), *home.glob("*/files/p1[0-9]")]):
+    found = {os.path.realpath(p): p for p in sorted([*home.glob("*/files/p1[0-9]"), *home.glob("files/p1[0-9]"), *home.glob("p1[0-9]")], key=lambda p: -len(p.parts))} # a link may lead to one of them again
+    for tens in sorted(found.values()):
         for patient in sorted(tens.glob("p1*")): yield from sorted(patient.glob("s[0-9]*"))
 
+# %% ../nbs/04b_caption_sets.ipynb #0049-exportde
 def _mimic_images(source: Path) -> Iterator[tuple[str, str, Any]]: # (where, study, image)
     "The images of all studies, by the split csv or by the folders."
     if split := _find(_mimic_home(source), "mimic-cxr-*-split.csv*", {"dicom_id", "study_id", "subject_id"}):
@@ -465,16 +479,23 @@ def _mimic_images(source: Path) -> Iterator[tuple[str, str, Any]]: # (where, stu
         if folder.is_dir():
             for p in sorted([*folder.glob("*.jpg"), *folder.glob("*.png")]): yield f"{folder.name}/{p.name}", folder.name[1:], {"dicom": p.stem, "subject": folder.parent.name[1:], "split": None}
 
-# %% ../nbs/04b_caption_sets.ipynb #0048-exportde
+# %% ../nbs/04b_caption_sets.ipynb #0050-exportde
 def _mimic_reports(source: Path) -> Iterator[tuple[str, str, Any]]: # (where, study, sections)
     "The reports, from the sectioned csv or from the texts."
     home = _mimic_home(source)
     if table := _find(home, "mimic_cxr_sectioned.csv*", {"study", "findings", "impression"}): yield from _pairs(table, "study", "study_id"); return
     for path in _mimic_tree(source):
         if path.suffix != ".txt": continue
-        try: yield path.name, path.stem, report_sections(path.read_text("utf-8-sig"))
+        try:
+            image_path(_mimic_home(source), os.path.relpath(path, _mimic_home(source))) # no link out of the folder
+            with _open(path) as f: data = f.read((1 << 20) + 1)
+            if len(data) > 1 << 20: raise MedchatError("a report of more than a megabyte", path)
+            yield path.name, path.stem, report_sections(data.decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError): yield path.name, "", Reject(path.name, "not UTF-8 text")
+        except ValueError: yield path.name, "", Reject(path.name, "the report is a link out of the folder")
+        except MedchatError as e: yield path.name, "", Reject(path.name, e.problem)
 
+# %% ../nbs/04b_caption_sets.ipynb #0051-exportde
 def _mimic_rows(source: Path) -> Iterator[tuple[str, Any]]:
     "A row for each study."
     if annotation := _r2gen_file(source): yield from _r2gen_rows(annotation); return
@@ -496,7 +517,7 @@ def _sniff_mimic(source: Path) -> str:
     except Exception: pass # whatever it is, it is not this
     return ""
 
-# %% ../nbs/04b_caption_sets.ipynb #0049-exportre
+# %% ../nbs/04b_caption_sets.ipynb #0052-exportre
 @reader("mimic_cxr", "mimic_cxr_sectioned.csv with mimic-cxr-2.0.0-split.csv, or files/p10/p10000032/s50414267.txt", rows=_mimic_rows, sniff=_sniff_mimic,
         origin="Johnson et al. 2019, https://doi.org/10.1038/s41597-019-0322-0")
 def mimic_cxr(

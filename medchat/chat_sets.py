@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 from urllib.parse import unquote
 from .core import MedchatError, Record, Turn
-from .readers import answer_type, first_keys, held_image, image_path, json_lines, json_rows, parquet_rows, reader, to_text
+from .readers import answer_type, first_keys, held_image, image_path, json_file, json_lines, json_rows, parquet_rows, reader, to_text
 
 # %% auto #0
 __all__ = ['KEPT', 'split_markers', 'to_picture', 'chat_record', 'chat_files', 'chat_rows', 'llava_med', 'llava', 'sharegpt']
@@ -65,7 +65,7 @@ def _find(base: Path, name: Any, beside: str) -> str:
     while up and up[-1]: up.append(up[-1].rpartition("/")[0])
     tried = [f"{folder}/{sub}{path}".lstrip("/") for folder in up or [""] for sub in ("", "images/")]
     tried += [os.path.relpath(os.path.normpath(os.path.join(above, path)), root) for above in (os.path.dirname(root), os.path.dirname(os.path.dirname(root)))]
-    found = next((t for t in tried if not t.startswith("..") and (base/t).is_file()), None)
+    found = next((t for t in tried if not t.startswith("..") and os.path.isfile(base/t)), None)
     return image_path(base, found) if found else path
 
 def to_picture(
@@ -195,6 +195,7 @@ def _restore(record: Record, kept: Any) -> Record:
 
 # %% ../nbs/04c_chat_sets.ipynb #0024-exportde
 def _start(path: Path) -> bytes: # of a file; nothing when it cannot be read
+    if not os.path.isfile(path): return b"" # a pipe would never end
     try:
         with open(path, "rb") as f: return f.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError: return b""
@@ -219,7 +220,7 @@ def chat_files(
     level = [str(source)]
     for _ in range(3):
         entries = [e for folder in level for e in _entries(folder)]
-        if found := [p for p in sorted(Path(e.path) for e in entries if e.name.lower().endswith(tuple(_READ)) and e.is_file()) if fits(p)]: return found
+        if found := [p for p in sorted(Path(e.path) for e in entries if e.name.lower().endswith(tuple(_READ)) and os.path.isfile(e.path)) if fits(p)]: return found
         level = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
     return []
 
@@ -320,8 +321,8 @@ def _fits_sharegpt(path: Path) -> bool:
 
 def _listed_names(folder: Path) -> dict[str, dict]:
     "file name -> its entry in LLaMA-Factory's dataset_info.json, where columns or roles have other names."
-    try: info = json.loads((folder/"dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError): return {}
+    try: info = json_file(folder/"dataset_info.json")
+    except MedchatError: return {}
     names = lambda e, part: isinstance(e.get(part, {}), dict) and all(isinstance(v, str) for v in e.get(part, {}).values())
     entries = [e for e in info.values() if isinstance(e, dict)] if isinstance(info, dict) else []
     return {e["file_name"]: e for e in entries if isinstance(e.get("file_name"), str) and e.get("formatting") == "sharegpt" and names(e, "columns") and names(e, "tags")}

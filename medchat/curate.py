@@ -6,14 +6,13 @@
 from __future__ import annotations
 import hashlib, json, os, re, shutil, sqlite3
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Literal
 from . import __version__
 from .core import MedchatError, Record, progress, replacing
 from .findings import find_findings
 from .messages import to_messages
-from .readers import Reject, find_format, image_root, read_records, recognise
+from .readers import Reader, Reject, find_format, image_root, read_records, recognise
 from .report import Tally, drop_repeats, find_conflicts, make_report, report_markdown, summary
 from .shelf import Shelf, open_ledger
 from .splits import SPLITS, bundle, deal, to_shares
@@ -79,11 +78,20 @@ def _dump(row: Any) -> str:
     plain = lambda x: f"<{len(x)} bytes>" if isinstance(x, (bytes, bytearray)) else str(x)
     return json.dumps(row, ensure_ascii=False, default=plain).encode("utf-8", "backslashreplace").decode() + "\n"
 
-def _ahead(items: Iterable, shelf: Shelf, size: int = 200) -> Iterator:
+# %% ../nbs/06_curate.ipynb #0012-exportde
+def _some(items: Iterator, rows: int = 200, held: int = 32_000_000) -> list:
+    "The next rows, and no more of them than bring so many bytes of pictures with them."
+    found, n = [], 0
+    while len(found) < rows and n < held and (item := next(items, None)) is not None:
+        found.append(item); n += sum(map(len, item.blobs.values())) if isinstance(item, Record) else 0
+    return found
+
+# %% ../nbs/06_curate.ipynb #0013-exportde
+def _ahead(items: Iterable, shelf: Shelf) -> Iterator:
     "The same items, some hundred read ahead, whose pictures the shelf begins to look at."
     items, batch = iter(items), []
     while True:
-        following = list(islice(items, size))
+        following = _some(items)
         records = [item for item in following if isinstance(item, Record)]
         shelf.expect([p for r in records for p in r.images], {p: data for r in records for p, data in r.blobs.items()})
         for r in records: r.blobs = None # they lie on the shelf now
@@ -114,7 +122,7 @@ def collect(
         db.execute("commit")
     return tally
 
-# %% ../nbs/06_curate.ipynb #0014-exportde
+# %% ../nbs/06_curate.ipynb #0016-exportde
 def _ties(db: sqlite3.Connection) -> tuple[list[int], Iterator[tuple[int, int]], int]: # (row numbers, ties between their places and things, number of things)
     "What rows share: pictures that are or look the same, and groups."
     db.execute("create temp table kept as select row from rows where dropped is null order by id") # their rowid is the place in the order of ids
@@ -145,7 +153,7 @@ def split_rows(
     db.execute("update rows set split = d.split from temp.kept k join temp.dealt d on d.place = k.rowid where k.row = rows.row")
     for name in ("kept", "groups", "dealt"): db.execute(f"drop table temp.{name}")
 
-# %% ../nbs/06_curate.ipynb #0017-exportde
+# %% ../nbs/06_curate.ipynb #0019-exportde
 def dataset_features():
     "The columns of a dataset folder."
     from datasets import Features, Image, List, Value
@@ -172,7 +180,7 @@ def _records(db: sqlite3.Connection, split: str) -> Iterator[Record]:
         record.split = split
         yield record
 
-# %% ../nbs/06_curate.ipynb #0020-exportde
+# %% ../nbs/06_curate.ipynb #0022-exportde
 def check_space(
     folder: Path, # where it will be written
     needed: int,  # bytes
@@ -190,7 +198,7 @@ def _batches(rows: Iterable[dict], size: int = 1_000_000) -> Iterator[tuple[list
         if held > size or len(batch) == 1000: yield batch, held; batch, held = [], 0
     if batch: yield batch, held
 
-# %% ../nbs/06_curate.ipynb #0022-exportde
+# %% ../nbs/06_curate.ipynb #0024-exportde
 def _pictures(rows: list[dict], type): # an Arrow array: for each row its list of {bytes, path}
     "The column of pictures, made of their bytes in one piece; Arrow's own way by Python objects takes three times as long."
     import numpy as np, pyarrow as pa
@@ -204,7 +212,7 @@ def _table(rows: list[dict], schema): # an Arrow table
     import pyarrow as pa
     return pa.Table.from_arrays([_pictures(rows, f.type) if f.name == "images" else pa.array([r[f.name] for r in rows], f.type) for f in schema], schema=schema)
 
-# %% ../nbs/06_curate.ipynb #0023-exportde
+# %% ../nbs/06_curate.ipynb #0025-exportde
 def write_shards(
     rows: Iterable[dict], # as `to_row` makes them
     folder: str | Path,   # of one split; it is made
@@ -242,7 +250,7 @@ def write_split(
     (folder/"state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
     return n
 
-# %% ../nbs/06_curate.ipynb #0026-exportde
+# %% ../nbs/06_curate.ipynb #0028-exportde
 def is_dataset(
     path: str | Path,
 ) -> bool:
@@ -271,7 +279,7 @@ def _clear_killed(out: Path):
         if found[2] == "old" and not out.exists(): os.replace(left, out)
         else: shutil.rmtree(left, ignore_errors=True)
 
-# %% ../nbs/06_curate.ipynb #0027-exportde
+# %% ../nbs/06_curate.ipynb #0029-exportde
 def _check_rejects(tally: Tally, kept: int, limit: float, source: str, rejects: Path, out: Path):
     "Stop when too many rows were left out; their list stays beside the output."
     if not tally.n_in: raise MedchatError("no rows in", source, "Check that it is the right file")
@@ -296,7 +304,7 @@ def _card(report: dict) -> str:
     return (f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n# {report['made']['source']}\n\nA medchat dataset folder. "
             f"Licence as the source states it: {licences}. What it holds, what was left out and what leaks: [report.md](report.md).\n")
 
-# %% ../nbs/06_curate.ipynb #0028-exportde
+# %% ../nbs/06_curate.ipynb #0030-exportde
 def _write_lists(db: sqlite3.Connection, folder: Path, splits: Iterable[str], made: dict):
     "splits.json, images.jsonl, and in rejects.jsonl the rows that were merged or dropped."
     with open(folder/"splits.json", "w", encoding="utf-8") as f:
@@ -319,7 +327,7 @@ def _check_counts(report: dict, n_out: int, folder: Path):
     with open(folder/"rejects.jsonl", encoding="utf-8") as f: n_left = sum(1 for _ in f)
     if report["rows"]["in"] != n_out + n_left: raise MedchatError("rows were lost", f"{report['rows']['in']} in, {n_out} out, {n_left} left out", "This is a fault in medchat: please report it")
 
-# %% ../nbs/06_curate.ipynb #0029-exportde
+# %% ../nbs/06_curate.ipynb #0031-exportde
 def _write(db: sqlite3.Connection, shelf: Shelf, tally: Tally, tmp: Path, made: dict, conflicts: dict) -> dict: # the report
     "Write a dataset folder from a ledger."
     fingerprint = _fingerprint(db)
@@ -343,7 +351,13 @@ def _opened(base: Path, work: Path, **kwargs) -> Iterator[tuple[sqlite3.Connecti
         with closing(open_ledger(work/"ledger.db")) as db, closing(Shelf(db, base, work, **kwargs)) as shelf: yield db, shelf
     finally: shutil.rmtree(work, ignore_errors=True)
 
-# %% ../nbs/06_curate.ipynb #0030-exportde
+# %% ../nbs/06_curate.ipynb #0032-exportde
+def _source_name(source: str | Path, f: Reader) -> str: # a folder from a hospital may be named after a patient
+    "What the report and the card call the source."
+    if f.name in ("dicom", "study"): return f"{f.name} folder"
+    return Path(source).resolve().name if f.local else str(source)
+
+# %% ../nbs/06_curate.ipynb #0033-exportde
 def convert(
     source: str,             # file or folder as published, or the id of a data set on the Hub
     out: Path,               # dataset folder to write
@@ -379,7 +393,7 @@ def convert(
                                      revision=revision, streaming=streaming).items() if v not in (None, False)}
     items = read_records(source, f.name, images, **options)
     _clear_killed(out); _check_out(source, out, force)
-    made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local else "", source=Path(source).resolve().name if f.local else source,
+    made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local else "", source=_source_name(source, f),
                 split="published" if keep_splits else f"by group, {shares}", seed=seed, repeats=repeats, options={k: Path(v).name if k == "texts" else str(v) for k, v in options.items() if k != "shift_key"})
     with replacing(out) as tmp:
         tmp.mkdir()
@@ -394,7 +408,7 @@ def convert(
     print(summary(report, source, out))
     return out
 
-# %% ../nbs/06_curate.ipynb #0040-exportde
+# %% ../nbs/06_curate.ipynb #0043-exportde
 def count(
     source: str,                 # file or folder as published, or the id of a data set on the Hub
     format: str = "auto",        # layout of the source; auto recognises it and says how
@@ -421,7 +435,7 @@ def count(
     lines += [f"{'all':16}" + "".join(f"{sum(n for (t, _), n in tally.read.items() if t == s):>12,}" for s in splits)]
     return "\n".join([*lines, *(f"rejected: {why}: {k:,}, such as {tally.examples[why][0]}" for why, k in tally.why.most_common(5))])
 
-# %% ../nbs/06_curate.ipynb #0045-exportde
+# %% ../nbs/06_curate.ipynb #0048-exportde
 def read_dataset(
     path: str | Path,         # a dataset folder
     split: str | None = None, # one split, or all of them

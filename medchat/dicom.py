@@ -15,8 +15,8 @@ from .core import MedchatError, need, replacing
 from .images import MAX_PIXELS, to_8bit
 
 # %% auto #0
-__all__ = ['MAX_BYTES', 'TEXT_SUSPECT', 'read_dicom', 'to_frames', 'dicomdir_files', 'dicom_files', 'new_key', 'new_uid',
-           'pseudonym', 'deidentify', 'write_dicom', 'safe_meta', 'burned_in_risk', 'text_boxes', 'looks_like_text']
+__all__ = ['MAX_BYTES', 'quietly', 'read_dicom', 'to_frames', 'dicomdir_files', 'dicom_files', 'new_key', 'new_uid', 'pseudonym',
+           'known_identifiers', 'deidentify', 'write_dicom', 'safe_meta', 'burned_in_risk']
 
 # %% ../nbs/03_dicom.ipynb #0009-exportvr
 _VRS = set("AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".encode().split())
@@ -34,14 +34,17 @@ def _head(path: Path) -> bytes:
     with open(path, "rb") as f: return f.read(1024)
 
 @contextmanager
-def _quiet():
-    "pydicom warns about every oddity of a file; what matters is raised."
+def quietly():
+    "No word from pydicom and its plugins, which warn about every oddity of a file; what matters is raised."
     import logging
-    log = logging.getLogger("pydicom"); before = log.disabled
+    logs = [logging.getLogger(n) for n in ("pydicom", "pylibjpeg", "openjpeg", "jpeg_ls", "rle")]
+    before = [log.disabled for log in logs]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore"); log.disabled = True
+        warnings.simplefilter("ignore")
+        for log in logs: log.disabled = True
         try: yield
-        finally: log.disabled = before
+        finally:
+            for log, was in zip(logs, before): log.disabled = was
 
 # %% ../nbs/03_dicom.ipynb #0010-exportde
 def _cut_off(dataset, size: int) -> str | None:
@@ -83,7 +86,9 @@ def read_dicom(
 ):                       # pydicom Dataset
     "Read a DICOM file, or say in one line what is wrong with it."
     from pydicom import dcmread
-    try: head, size = _head(Path(path)), os.path.getsize(path)
+    try:
+        if Path(path).exists() and not Path(path).is_file(): raise MedchatError("not a file", path) # a folder, or a pipe, which would wait for ever
+        head, size = _head(Path(path)), os.path.getsize(path)
     except OSError as e: raise MedchatError("cannot read", path, e.strerror) from e
     how = _opening(head)
     if not size: raise MedchatError("empty file", path, "Fetch it again")
@@ -91,7 +96,7 @@ def read_dicom(
     if how is None: raise MedchatError("not a DICOM file", path, "It is packed: unpack it first" if head[:2] in (b"\x1f\x8b", b"PK") else "")
     try:
         _check_deflated(Path(path), head)
-        with _quiet():
+        with quietly():
             dataset = dcmread(path, force=how == "bare", stop_before_pixels=not pixels)
             cut = _cut_off(dataset, size)
             _with_syntax(dataset)
@@ -229,9 +234,10 @@ def _grey(raw, dataset, index: int):
 _PLAIN = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
 
 def _about(dataset) -> str: # transfer syntax and SOP class, for messages
-    from pydicom.uid import UID
-    with _quiet(): syntax, sop = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or "", _get(dataset, "SOPClassUID") or ""
-    return f"transfer syntax {UID(syntax).name or 'unknown'}, SOP class {UID(str(sop)).name or 'unknown'}"
+    from pydicom.uid import UID_dictionary
+    with quietly(): syntax, sop = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or ""), str(_get(dataset, "SOPClassUID") or "")
+    named = lambda uid: UID_dictionary[uid][0] if uid in UID_dictionary else "unknown" # anything may stand in a damaged element
+    return f"transfer syntax {named(syntax) if not re.fullmatch(r'[0-9.]{5,64}', syntax) or syntax in UID_dictionary else syntax}, SOP class {named(sop)}"
 
 def _check_pixels(dataset) -> int:
     "The number of frames; MedchatError where there is no picture to decode, or one too large."
@@ -254,7 +260,17 @@ def _chosen(frames: str | int, total: int) -> range:
     if not 0 <= number < total: raise MedchatError("no such frame", number, f"The file has frames 0 to {total - 1}")
     return range(number, number + 1)
 
-# %% ../nbs/03_dicom.ipynb #0024-exportde
+# %% ../nbs/03_dicom.ipynb #0024-exportco
+@contextmanager
+def _no_stderr():
+    "Nothing reaches the terminal's stderr, not from C either; for one call, because all threads share it."
+    try: kept = os.dup(2)
+    except OSError: kept = None # there is none
+    if kept is None: yield; return
+    with open(os.devnull, "wb") as nowhere: os.dup2(nowhere.fileno(), 2)
+    try: yield
+    finally: os.dup2(kept, 2); os.close(kept)
+
 def _by_gdcm(dataset, wanted: range, total: int):
     "Frames of 12-bit JPEG, which GDCM decodes from a file of one frame."
     import tempfile, numpy as np
@@ -271,7 +287,7 @@ def _by_gdcm(dataset, wanted: range, total: int):
         with tempfile.TemporaryDirectory() as folder:
             one.save_as(f"{folder}/one.dcm", enforce_file_format=True)
             reader = gdcm.ImageReader(); reader.SetFileName(f"{folder}/one.dcm")
-            data = reader.GetImage().GetBuffer() if reader.Read() else None
+            with _no_stderr(): data = reader.GetImage().GetBuffer() if reader.Read() else None
         if not data: raise ValueError("GDCM cannot decode it")
         raw = np.frombuffer(data.encode("utf-8", "surrogateescape"), "<i2" if _get(dataset, "PixelRepresentation") else "<u2")
         yield raw.reshape(int(dataset.Rows), int(dataset.Columns))
@@ -310,16 +326,17 @@ def to_frames(
 ) -> Iterator[tuple]: # (frame number, PIL image of mode L or RGB, dict of window, how, notes, frames)
     "Pictures of a data set, one in memory at a time; each says which window made it."
     from PIL import Image
-    with _quiet(): total = _check_pixels(dataset)
+    with quietly(): total = _check_pixels(dataset)
     wanted = _chosen(frames, total)
     try:
-        with _quiet(): _check_streams(dataset, wanted, total)
-        stream = _raw_frames(dataset, wanted, total)
+        with quietly():
+            _check_streams(dataset, wanted, total)
+            stream = _raw_frames(dataset, wanted, total)
     except MedchatError: raise
     except Exception as e: raise MedchatError("cannot decode the pixels", f"{_about(dataset)}. {' '.join(str(e).split())[:160]}") from e
     for index in wanted:
         try:
-            with _quiet():
+            with quietly():
                 raw = next(stream)
                 if raw.ndim == 3 or dataset.PhotometricInterpretation == "PALETTE COLOR":
                     pixels, info = _colour(raw, dataset), dict(window=None, how="colour", notes=[])
@@ -348,7 +365,7 @@ def dicomdir_files(
     "The files that a DICOMDIR names."
     dataset, folder = read_dicom(path), Path(path).parent
     if "DirectoryRecordSequence" not in dataset: raise MedchatError("not a DICOMDIR", path)
-    with _quiet(): records = [(_get(r, "ReferencedFileID"), _get(r, "RecordInUseFlag")) for r in _get(dataset, "DirectoryRecordSequence") or []]
+    with quietly(): records = [(_get(r, "ReferencedFileID"), _get(r, "RecordInUseFlag")) for r in _get(dataset, "DirectoryRecordSequence") or []]
     seen = set()
     for name, used in records:
         if not name or used == 0: continue
@@ -365,7 +382,8 @@ def dicom_files(
     "Every DICOM file under a folder, by content and not by suffix; a DICOMDIR is replaced by the files that it names."
     source = Path(source)
     if not source.exists(): raise MedchatError("no such file or folder", source, "Check the path")
-    if source.is_file():
+    if not source.is_dir():
+        if not source.is_file(): raise MedchatError("not a file", source)
         if _is_directory(_head(source)): yield from (p for p, there in dicomdir_files(source) if there)
         elif _opening(_head(source)): yield source
         return
@@ -448,8 +466,10 @@ def _strings(dataset) -> Iterator[tuple[str, str, str]]:
         except Exception: continue
 
 # %% ../nbs/03_dicom.ipynb #0040-exportde
-def _known(dataset) -> tuple[tuple[str, ...], re.Pattern | None]:
-    "What a file knows of its people and places: (words for `phi.scrub`, a pattern for strings that are masked only whole)."
+def known_identifiers(
+    dataset, # pydicom Dataset as it was read
+) -> tuple[tuple[str, ...], re.Pattern | None]: # (words for `phi.scrub`, a pattern for strings that are masked only whole)
+    "What a file knows of its people and places."
     from medchat.phi import _stops
     words, wholes = set(), set()
     for vr, keyword, text in _strings(dataset):
@@ -611,8 +631,8 @@ def deidentify(
     "A data set that no longer says whose it is: PS3.15 Basic Profile, dates shifted, UIDs mapped, texts masked."
     from types import SimpleNamespace
     if "DirectoryRecordSequence" in dataset: raise MedchatError("a DICOMDIR is not de-identified", None, "De-identify the files that it names, and leave it out")
-    with _quiet():
-        words, wholes = _known(dataset)
+    with quietly():
+        words, wholes = known_identifiers(dataset)
         job = SimpleNamespace(key=key, patient=pseudonym(dataset, key), days=_days(dataset, key), words=words, wholes=wholes, counts=Counter())
         try: new = _rebuilt(dataset, job)
         except RecursionError as e: raise MedchatError("sequences nested too deeply", None, "No real file needs that; leave it out") from e
@@ -643,7 +663,7 @@ def write_dicom(
     if not name.startswith("2.25."): raise MedchatError("no SOP instance UID to name the file by", name or None)
     path = Path(folder)/f"{name}.dcm"
     try:
-        with _quiet(), replacing(path) as tmp: dataset.save_as(tmp, enforce_file_format=True)
+        with quietly(), replacing(path) as tmp: dataset.save_as(tmp, enforce_file_format=True)
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as e: raise MedchatError("cannot write DICOM", path.name, e) from e
     return path
 
@@ -666,8 +686,8 @@ def safe_meta(
 ) -> dict:      # for `Record.meta`: JSON values; what the file does not say is left out
     "What a record may say about a DICOM file."
     from types import SimpleNamespace
-    with _quiet():
-        words, wholes = _known(dataset)
+    with quietly():
+        words, wholes = known_identifiers(dataset)
         job = SimpleNamespace(words=words, wholes=wholes)
         facts = {"patient": pseudonym(dataset, key), "age": _age(dataset)}
         for name, k in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID"), ("sop", "SOPInstanceUID")): facts[name] = new_uid(u, key) if (u := str(_get(dataset, k, "")).strip()) else None
@@ -688,7 +708,7 @@ def burned_in_risk(
     dataset, # pydicom Dataset, not de-identified or de-identified
 ) -> str | None: # the reason, or None where nothing announces text
     "Why letters may be burned into the pixels, as the attributes tell."
-    with _quiet():
+    with quietly():
         one = lambda k: str(_get(dataset, k, "")).strip().upper()
         sop, said, kind = one("SOPClassUID"), one("BurnedInAnnotation"), one("Modality")
         types = _get(dataset, "ImageType") or []
@@ -702,121 +722,3 @@ def burned_in_risk(
         if any((g, 0x0102) in dataset and (_first(dataset[g, 0x0102].value) or 0) > 0 for g in range(0x6000, 0x6020, 2)): return "an overlay inside the pixel data" # its bit position
         if said != "NO" and any(sop in (c, c + ".1") for c in _MUST_SAY): return "BurnedInAnnotation is missing, which this kind of image must state"
     return None
-
-# %% ../nbs/03_dicom.ipynb #0067-exportde
-def _strokes(grey, reach: int = 6, contrast: int = 36):
-    "Where a pixel is brighter by `contrast` than the darkest within `reach` (4 to 8) pixels, on both sides of it, across or down."
-    import numpy as np
-    found = np.zeros(grey.shape, bool)
-    for axis in (0, 1):
-        wide = np.pad(grey, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-        cut = lambda a, at, n: a[at:at + n] if axis == 0 else a[:, at:at + n]
-        length, n = wide.shape[axis], grey.shape[axis]
-        two = np.minimum(cut(wide, 0, length - 1), cut(wide, 1, length - 1)) # the darkest of 2, of 4, then of `reach` pixels
-        four = np.minimum(cut(two, 0, length - 3), cut(two, 2, length - 3))
-        least = np.minimum(cut(four, 0, length - reach + 1), cut(four, reach - 4, length - reach + 1))
-        found |= grey - np.maximum(cut(least, 0, n), cut(least, reach + 1, n)) > contrast
-    return found
-
-# %% ../nbs/03_dicom.ipynb #0068-exportde
-def _pieces(mask):
-    "Connected pieces of a mask (8 neighbours), by their runs: an array of left, top, right, bottom, pixels, runs for each."
-    import numpy as np
-    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    (row, left), (_, right) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    if not len(row): return np.zeros((0, 6), int)
-    first = np.searchsorted(row, np.arange(mask.shape[0] + 1))
-    parent = list(range(len(row)))
-    def root(i):
-        while parent[i] != i: parent[i] = parent[parent[i]]; i = parent[i]
-        return i
-    wide = mask.shape[1] + 2 # one axis for all rows: the runs above, those that touch
-    low = np.maximum(np.searchsorted((row * wide + right), (row - 1) * wide + left), first[np.maximum(row - 1, 0)])
-    high = np.searchsorted((row * wide + left), (row - 1) * wide + right, side="right")
-    for i in np.nonzero((row > 0) & (high > low))[0]:
-        for j in range(low[i], high[i]): parent[root(i)] = root(j)
-    label = np.unique([root(i) for i in range(len(row))], return_inverse=True)[1]
-    out = np.zeros((label.max() + 1, 6), int); out[:, :2] = 10**9
-    np.minimum.at(out[:, 0], label, left); np.minimum.at(out[:, 1], label, row)
-    np.maximum.at(out[:, 2], label, right); np.maximum.at(out[:, 3], label, row + 1)
-    np.add.at(out[:, 4], label, right - left); np.add.at(out[:, 5], label, 1)
-    return out
-
-# %% ../nbs/03_dicom.ipynb #0069-exportde
-def _letters(grey, pieces):
-    "The pieces that may be letters, or a few letters that touch, with the brightness of their pen."
-    import numpy as np
-    w, h = pieces[:, 2] - pieces[:, 0], pieces[:, 3] - pieces[:, 1]
-    fill, strokes = pieces[:, 4] / (w * h), pieces[:, 5] / h # strokes that a line across it meets, on average
-    good = (h >= 5) & (h <= 48) & (w <= 12 * h) & (w >= 1) & (fill > 0.12) & (strokes <= 2.2 * np.maximum(1, w / (0.5 * h))) & ((fill < 0.93) | (w < 0.4 * h))
-    good &= (w < 1.3 * h) | (strokes > 0.9 * w / h) # long pieces must be several letters
-    return sorted((l, t, r, b, int(grey[t:b, l:r].max())) for l, t, r, b in pieces[good][:, :4].tolist())
-
-def _rows(letters: list) -> list[list]:
-    "Letters, from left to right, that stand in a row: like height, one base line, small gaps, one brightness."
-    rows, open_rows = [], []
-    for letter in letters:
-        left, top, right, bottom, pen = letter
-        open_rows, best, h = [r for r in open_rows if left - r[-1][2] < 53], None, bottom - top
-        for row in open_rows:
-            _, t0, r0, b0, p0 = row[-1]
-            tall, short = max(h, b0 - t0), min(h, b0 - t0)
-            if (-0.35 * tall <= left - r0 <= 1.1 * tall and short >= 0.55 * tall and min(abs(bottom - b0), abs(top - t0)) <= 0.12 * tall + 1 and abs(pen - p0) <= 30
-                    and (best is None or r0 > best[-1][2])): best = row
-        if best is None: best = []; rows.append(best); open_rows.append(best)
-        best.append(letter)
-    return rows
-
-# %% ../nbs/03_dicom.ipynb #0071-exportte
-TEXT_SUSPECT = 0.5 # the score from which a picture is a suspect: a row of four letters
-
-def _is_sharp(shade, row: list) -> bool:
-    "Do the brightest steps from pixel to pixel make up most of the contrast of the letters?"
-    import numpy as np
-    share = []
-    for left, top, right, bottom, pen in row:
-        part = shade[max(0, top - 1):bottom + 1, max(0, left - 1):right + 1]
-        steps = np.abs(np.diff(part, axis=1)).max(1)
-        share.append(np.median(steps[1:-1]) / max(1.0, pen - np.percentile(part, 10)))
-    return bool(np.median(share) > 0.5)
-
-def _line(shade, row: list) -> tuple | None:
-    "A row as (box, number of letters), when it is long enough to be a word; None when it is not."
-    left, top, right, bottom = min(r[0] for r in row), min(r[1] for r in row), max(r[2] for r in row), max(r[3] for r in row)
-    count = sum(max(1.0, (r[2] - r[0]) / (0.75 * (r[3] - r[1]))) for r in row if r[2] - r[0] > 0.2 * (r[3] - r[1]))
-    return ((left, top, right, bottom), count) if count >= 3.9 and _is_sharp(shade, row) else None
-
-def _lines(grey, scale: float) -> list[tuple]:
-    "(box in pixels of the whole picture, number of letters) of every row of letters, bright or dark."
-    import numpy as np
-    noise = float(np.median(np.abs(np.diff(grey, axis=1)))) if grey.shape[1] > 1 else 0.0 # about one standard deviation
-    found, contrast = [], max(36, round(4.5 * noise))
-    for shade in (grey, 255 - grey):
-        rows = _rows(_letters(shade, _pieces(_strokes(shade, contrast=contrast))))
-        found += [(tuple(int(round(v * scale)) for v in line[0]), line[1]) for row in rows if (line := _line(shade, row))]
-    return found
-
-# %% ../nbs/03_dicom.ipynb #0072-exportde
-def _text_lines(image) -> list[tuple]:
-    "Rows of letters at two sizes: the picture with at most 1,280 pixels a side, and half of that."
-    import numpy as np
-    from PIL import Image
-    scale, found = max(1.0, max(image.size) / 1280), []
-    for size in (1, 2):
-        if size == 2 and min(image.size) < 160: break
-        small = [max(1, round(v / (scale * size))) for v in image.size]
-        shrunk = image.convert("RGB") if small == list(image.size) else image.convert("RGB").resize(small, Image.Resampling.BOX)
-        found += _lines(np.asarray(shrunk).max(2).astype(np.int16), scale * size)
-    return found
-
-def text_boxes(
-    image, # PIL image of any mode
-) -> list[tuple[int, int, int, int]]: # (left, top, right, bottom) in pixels
-    "Where rows of letters seem to stand."
-    return [box for box, _ in _text_lines(image)]
-
-def looks_like_text(
-    image, # PIL image of any mode
-) -> float: # 0 to 1; a suspect from TEXT_SUSPECT on
-    "How sure one can be, by strokes in rows, that letters are drawn into a picture: the longest row, 8 letters being 1."
-    return min(1.0, round(max((count for _, count in _text_lines(image)), default=0.0)) / 8)

@@ -73,14 +73,18 @@ def to_8bit(
 ):                     # (uint8 array, (value that became black, value that became white))
     "Window an array to 8 bits by percentiles; by its extremes when the percentiles coincide."
     import numpy as np
-    a = np.asarray(array, dtype=np.float64)
-    finite = a[np.isfinite(a)]
+    a = np.asarray(array)
+    if a.dtype.kind not in "iuf": a = a.astype(np.float64)
+    known = np.isfinite(a) if a.dtype.kind == "f" else None
+    finite = a if known is None or known.all() else a[known]
     if not finite.size: return np.zeros(a.shape, np.uint8), (0.0, 0.0)
-    lo, hi = np.percentile(finite, [low, high])
-    if hi <= lo: lo, hi = finite.min(), finite.max()
-    a = np.nan_to_num(a, nan=lo, posinf=hi, neginf=lo)
-    scaled = (np.clip(a, lo, hi) - lo) / (hi - lo) if hi > lo else np.zeros(a.shape)
-    return np.rint(scaled * 255).astype(np.uint8), (float(lo), float(hi))
+    lo, hi = map(float, np.percentile(finite, [low, high]))
+    if hi <= lo: lo, hi = float(finite.min()), float(finite.max())
+    out, flat = np.zeros(a.size, np.uint8), a.reshape(-1)
+    for k in range(0, a.size if hi > lo else 0, 1 << 20): # piece by piece: a picture of 80 megapixels would take gigabytes
+        part = np.nan_to_num(flat[k:k + (1 << 20)].astype(np.float64), nan=lo, posinf=hi, neginf=lo)
+        out[k:k + (1 << 20)] = np.rint((np.clip(part, lo, hi) - lo) / (hi - lo) * 255)
+    return out.reshape(a.shape), (lo, hi)
 
 # %% ../nbs/02_images.ipynb #0017-exportde
 def to_rgb(

@@ -94,8 +94,9 @@ _FACTS = {"CR": dict(ViewPosition="PA", KVP="120", CassetteSize="35CMX43CM"), "D
 
 class _Planter:
     "A data set in the making, with its list of actions."
-    def __init__(self, who, rng, root):
+    def __init__(self, who, rng, root, sentences):
         self.who, self.rng, self.root, self.actions, self.dataset = who, rng, root, [], _dataset()()
+        self.short, self.long = sentences
     def put(self, keyword: str, value, *kinds: str, where=None, path: tuple = (), old=None):
         "Set an attribute of the data set (or of the item `where`, at `path`) and list what must happen to it."
         from pydicom.datadict import tag_for_keyword
@@ -143,10 +144,10 @@ def _plant_times(p: _Planter):
 
 def _plant_texts(p: _Planter):
     "Sentences in descriptions and comments, also in sequences."
-    for keyword in ("StudyDescription", "SeriesDescription", "ProtocolName", "PerformedProcedureStepDescription", "RequestedProcedureDescription"): p.text(keyword, _SHORT, 64)
-    for keyword in ("ImageComments", "AdditionalPatientHistory", "PatientComments", "DerivationDescription"): p.text(keyword, _LONG, 10**4 if keyword != "DerivationDescription" else 1000)
+    for keyword in ("StudyDescription", "SeriesDescription", "ProtocolName", "PerformedProcedureStepDescription", "RequestedProcedureDescription"): p.text(keyword, p.short, 64)
+    for keyword in ("ImageComments", "AdditionalPatientHistory", "PatientComments", "DerivationDescription"): p.text(keyword, p.long, 10**4 if keyword != "DerivationDescription" else 1000)
     item, path = p.item("RequestAttributesSequence")
-    p.text("RequestedProcedureDescription", _SHORT, 64, item, path)
+    p.text("RequestedProcedureDescription", p.short, 64, item, path)
     p.put("RequestedProcedureID", p.who.accession, "text_removed", where=item, path=path)
     item, path = p.item("ProcedureCodeSequence")
     for keyword, value in (("CodeValue", "36643-5"), ("CodingSchemeDesignator", "LN"), ("CodeMeaning", "XR Chest 2 views")): p.put(keyword, value, "text_retained", where=item, path=path)
@@ -180,7 +181,7 @@ def _plant_frames(p: _Planter, kind: str, uid):
     p.put("NumberOfFrames", "2", "text_retained")
     group, path = p.item("SharedFunctionalGroupsSequence")
     item, path = p.item("FrameContentSequence", path, group)
-    p.put("FrameAcquisitionDateTime", f"{p.who.first:%Y%m%d}0930", "date_shifted", where=item, path=path); p.text("FrameComments", _LONG, 10**4, item, path)
+    p.put("FrameAcquisitionDateTime", f"{p.who.first:%Y%m%d}0930", "date_shifted", where=item, path=path); p.text("FrameComments", p.long, 10**4, item, path)
     item, path = p.item("DimensionOrganizationSequence"); p.put("DimensionOrganizationUID", uid("dimension"), "uid_changed", "uid_consistent", where=item, path=path)
 
 # %% ../nbs/03a_midi_b.ipynb #0020-exportde
@@ -205,11 +206,12 @@ def plant(
     number: int,        # which file; four in a row belong to one patient
     seed: int = 0,
     text: bool = False, # also draw the patient's name into the pixels
+    sentences: tuple[list[str], list[str]] = (_SHORT, _LONG), # for descriptions (at most 64 letters), for comments
 ) -> tuple: # (pydicom Dataset, list of Actions, file name that gives the patient away, set of his strings)
     "A made DICOM file with identifiers in it, and what must become of each."
     from pydicom.dataset import FileMetaDataset
     who, rng, kind = _person(random.Random(f"{seed} {number // 4}")), random.Random(f"{seed} file {number}"), KINDS[number % len(KINDS)]
-    p = _Planter(who, rng, f"1.3.6.1.4.1.9590.100.{seed + 1}.{number // 4}")
+    p = _Planter(who, rng, f"1.3.6.1.4.1.9590.100.{seed + 1}.{number // 4}", sentences)
     ids = {"study": f"{p.root}.1", "series": f"{p.root}.1.{number}", "sop": f"{p.root}.1.{number}.1", "source": f"{p.root}.1.{number - number % 4}.1", "patient": f"{p.root}.9", "dimension": f"{p.root}.7", "frame": f"{p.root}.3"}
     p.put("SOPClassUID", f"1.2.840.10008.5.1.4.1.1.{_SOP[kind]}", "text_retained")
     for keyword, k in dict(StudyInstanceUID="study", SeriesInstanceUID="series", SOPInstanceUID="sop", FrameOfReferenceUID="frame").items(): p.put(keyword, ids[k], "uid_changed", "uid_consistent")

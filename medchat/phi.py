@@ -20,6 +20,7 @@ _LOW = "".join(c for c in map(chr, range(0x530)) if c.islower()) + "\u0300-\u036
 _TOKEN = re.compile(rf"""(?P<particle>(?:van|von|der|den|de|del|della|da|di|du|dos|la|le|ten|ter|al|el|bin|ibn|abu|St\.?)(?=[ -][{_UP}a-z]))
     |(?P<initial>[{_UP}](?:\.|(?![\w'’-])))
     |(?P<word>[{_UP}][{_UP}{_LOW}]{{0,30}}(?:['’-][{_UP}{_LOW}]{{1,30}}){{0,3}}(?!\w))""", re.X)
+_PARTICLE = re.compile(r"van|von|der|den|de|del|della|da|di|du|dos|la|le|ten|ter|al|el|bin|ibn|abu|st\.?", re.I)
 _BETWEEN = re.compile(r"[ \t\xa0](?!\s)|\^{1,3}|-|(?<=\.)") # two blanks begin another column
 _COMMA = re.compile(r",[ \t]?(?!\s)")
 _POSSESSIVE = re.compile(r"['’][sS]$")
@@ -44,17 +45,24 @@ status post pre rule evaluate please thank thanks result results called discusse
 arrived transferred position orientation information data type room bed floor level levels stage grade class category birads bi-rads lirads tirads pirads sclerosis lesion lesions plaque
 plaques mass masses nodule nodules effusion effusions pneumothorax pneumonia edema oedema opacity opacities consolidation atelectasis cardiomegaly fracture fractures catheter tube line lines
 tip device lead leads pacemaker sternotomy aorta aortic mediastinum mediastinal hilum hilar pleura pleural rib ribs diaphragm hemidiaphragm spondylosis chief senior junior associate
-assistant showing having being undergoing during following using medical voi roi spgr mprage one two three four five six seven eight nine ten first second third see md phd frcr frcp frcs
+assistant pe dvt copd chf cad tb hiv gi gu ivc svc lv rv lvef pna sob doe ptx uti tia cva mi aaa avm sah sdh ich lll lul rll rul rml llq luq rlq ruq bmi bp hr iv po npo gcs
+society score criteria classification system committee association method company foundation showing having being undergoing during following using medical voi roi spgr mprage one two three four five six seven eight nine ten first second third see md phd frcr frcp frcs
 facr mbbs rn np""".split())
+
+# %% ../nbs/02a_phi.ipynb #0010-exportte
 _TERM = re.compile(r"(?:graphy|grams?|graphic|scopy|ology|ologist|itis|omas?|osis|oses|ectomy|otomy|ostomy|plasty|emia|aemia|pathy|ular|ical|ional|ation|metry|sonic|lysis)$", re.I)
 
-_ALSO = re.compile(rf"(?:Will|An|Do|So|Be|Page|Hall|Ward|Foot|Hand)(?:,? [A-Z]\.)?,? (?!\w+(?:logy|ing)\b)(?=[{_UP}][{_LOW}])") # a word that is a name when a name follows
+_ALSO = re.compile(rf"(?:Will|An|Do|So|Be|Page|Hall|Ward|Foot|Hand)(?:,? [A-Z]\.)?,? (?!\w+(?:logy|ing)\b)(?=[{_UP}][{_LOW}'’])") # a word that is a name when a name follows
+
+_ALSO_CAPS = re.compile(rf"(?:WILL|DO|SO|AN|BE|PAGE|HALL|WARD)(?:,? [A-Z]\.)? (?!\w+(?:LOGY|ING|ED|IS)\b)(?=[{_UP}]{{3}})") # after "NAME:"
+_LABEL = re.compile(r"name[ \t]*[:=]\s*$", re.I)
+_ALSO_GIVEN = re.compile(r"(?:Will|WILL|An|AN|Do|DO|So|SO|Be)(?: [A-Z]\.?)?(?!\w| \w)") # after "Roe, "
 
 def _stops(word: str) -> bool: # is this word no part of a name?
     word = _POSSESSIVE.sub("", word).rstrip(".").casefold()
     return len(word) > 1 and (word in _STOP or len(word) > 5 and bool(_TERM.search(word)))
 
-# %% ../nbs/02a_phi.ipynb #0010-exportde
+# %% ../nbs/02a_phi.ipynb #0011-exportde
 def _name_end(
     text: str,
     at: int,             # where the name would begin
@@ -63,18 +71,18 @@ def _name_end(
     least: int = 1,      # words that it must have
 ) -> int:                # where it ends; `at` when there is none
     "Read a name word by word."
-    end, pos, words, bare = at, at, 0, 0
+    end, pos, words, bare, first, afters = at, at, 0, 0, 1, False # `first`: words that a family name may have before a comma
     for _ in range(7):
         token = _TOKEN.match(text, pos)
-        if not token or _stops(token[0]) and not _ALSO.match(text, pos): break
+        if not token or _stops(token[0]) and not (_ALSO.match(text, pos) or pos == at and _ALSO_CAPS.match(text, pos) and _LABEL.search(text[max(0, at - 12):at]) or afters and _ALSO_GIVEN.match(text, pos)): break
         pos = token.end()
         if token["word"]:
-            words += 1
+            words += 1; first += bool(_PARTICLE.fullmatch(token[0]))
             if possessive := _POSSESSIVE.search(token[0]): end = token.start() + possessive.start(); break
         if token["initial"]: bare += 1
         if not token["particle"]: end = pos
         gap = _BETWEEN.match(text, pos)
-        if not gap and comma and (words == 1 or words == 2 and text[at:pos].isupper()) and (gap := _COMMA.match(text, pos)): comma = False
+        if not gap and comma and (words in (1, first) or words == 2 and text[at:pos].isupper()) and (gap := _COMMA.match(text, pos)): comma, afters = False, True
         if not gap: break
         pos = gap.end()
     if re.search(r"\s[AI]$", text[at:end]): end -= 2 # "Dr. Roe I called"
@@ -90,13 +98,13 @@ def _name_start(
     tokens, start, words = list(_TOKEN.finditer(text, begin, end)), end, 0
     for token in reversed(tokens):
         gap = text[token.end():start]
-        if _stops(token[0]) or not (start == end and not gap or re.fullmatch(r"[ \t]{0,3}|,[ \t]{1,2}", gap)): break
+        if _stops(token[0]) and not _ALSO.match(text, token.start()) or not (start == end and not gap or re.fullmatch(r"[ \t]{0,3}|,[ \t]{1,2}", gap)): break
         if "," in gap and (words > 2 or not token[0].isupper()): break
         if token.start() and (text[token.start() - 1].isalnum() or token.start() == begin): break
         start, words = token.start(), words + bool(token["word"])
     return start if words >= least else end
 
-# %% ../nbs/02a_phi.ipynb #0012-exportti
+# %% ../nbs/02a_phi.ipynb #0013-exportti
 _TITLE = r"(?:(?:Drs?|DRS?|Doctors?|DOCTOR|Prof(?:essor)?|PROF(?:ESSOR)?|Mrs?|MRS?|Ms|MS|Miss|MISS|Mx|Sir|Dame|Rev)\b\.?|(?:drs?|prof|mrs?|ms)\.)"
 _WHO = r"""(?:(?:referring|ordering|attending|requesting|reporting|reading|performing|interpreting|dictating|supervising|responsible|primary(?:\ care)?|family)\s)?
     (?:physicians?|doctors?|dr|clinicians?|providers?|radiologists?|md|consultants?|gp|surgeons?|technologists?|technicians?|radiographers?|sonographers?
@@ -113,9 +121,10 @@ _NAME_CUES = [ # (what stands before the name, may it be "Last, First", are bare
     (re.compile(rf"(?<!\w)(?:{_DONE}):?\s{{1,3}}", re.I | re.X), False, True, 1),
     (re.compile(r"(?<!\w)(?:[Nn]ame(?: is)?|named|[Pp]atient|[Pp]t\.?|[Rr]adiographer|[Rr]adiologist|[Tt]echnologist|[Tt]echnician|[Ss]onographer|[Ss]urgeon|[Pp]hysician(?: assistant)?|[Nn]urse"
                 r"|[Cc]onsultant|[Rr]egistrar|[Rr]esident|[Cc]linician|[Ff]ellow|[Aa]ssistant|[Mm]idwife) (?=[^\W\d_])"), True, False, 2),
+    (re.compile(r"(?<=[\w,;)] )by(?: the)? (?=[^\W\d_])"), False, False, 2),
     (re.compile(rf"(?<!\w)(?:[Dd]ear|{_KIN}),?[ \t]{{1,2}}|(?<!\w)/s/[ \t]{{0,2}}|(?<!\w)(?:[Rr]egards|[Ss]incerely),?\s{{1,3}}|(?<!\w)(?:DICT|TRANS|dict|trans)(?:\.|:)\s?"), False, True, 1)]
 
-# %% ../nbs/02a_phi.ipynb #0013-exportde
+# %% ../nbs/02a_phi.ipynb #0014-exportde
 _DEGREE = re.compile(r"(?:,\s?|[ \t])(?:M\.?D\b(?!,?\s(?:USA|U\.S|\d{5}))|MBBS|MBChB|BMBS|FRC[RPS]C?\b|FACR|FRANZCR|Ph\.?D\b|ARNP|CRNP|PA-C\b|RT\(R\)|RDMS|DNP|DPM)|,\s?(?:D\.?O\b|MRCP\b|RN\b|NP\b|BSN\b)")
 _BORN = re.compile(r"(?:,?\s{1,2}(?:is|was)\s(?:an?\s)?|,\s?(?:an?\s)?)\d{1,3}[ -]?(?:years?|yrs?|months?|weeks?|days?|y\.?/?o\b)|[ ,;(]{1,3}(?:DOB|D\.O\.B|MRN|born|date of birth)\b", re.I)
 _LIST = re.compile(r",?[ \t](?:and|&|or)[ \t]|,[ \t]")
@@ -136,16 +145,27 @@ def _names(text: str) -> Iterator[tuple[int, int]]:
     for cue, least in ((_DEGREE, 1), (_BORN, 2)):
         for m in cue.finditer(text):
             if (at := _name_start(text, m.start(), least)) < m.start(): yield at, m.start()
+    yield from _caret_names(text)
+
+# %% ../nbs/02a_phi.ipynb #0015-exportca
+_CARET = re.compile(r"(?<![\w^])(?P<family>[^\W\d_]{1,30}(?:['’ -][^\W\d_]{1,30}){0,3})\^[^\W\d_][\w'’^.-]{0,60}") # DICOM's Family^Given (PS3.5 6.2)
+
+def _caret_names(text: str) -> Iterator[tuple[int, int]]: # "Patient VAN DYKE^JOHN": without the words before the name
+    for m in _CARET.finditer(text):
+        at, words = m.start(), m["family"].split(" ")
+        while len(words) > 1 and (_stops(words[0]) or words[-1].isupper() and not words[0].isupper() and not _PARTICLE.fullmatch(words[0])): at += len(words.pop(0)) + 1
+        yield at, m.end()
 
 def _not_a_name(text: str, cue: re.Match, at: int, end: int) -> bool: # words that only look like one
     name, word = text[at:end], cue[0].strip()
-    if word in ("MS.", "MR.", "MS", "MR"): return not (name.isupper() and len(name) > 2) # multiple sclerosis, magnetic resonance
+    if word in ("MS.", "MR.", "MS", "MR"): return not (name.isupper() and (len(name) > 2 or re.match(r"\sAND\s(?:MRS|MS|DR)\b", text[end:end + 9]))) # multiple sclerosis, magnetic resonance
     if name.isupper() and len(name) < 5 and " " not in name and "." not in name: # CT, EMS
         return not (cue[0][0].isupper() and (":" in word or cue[0].isupper()) or re.match(_TITLE, word))
+    if re.match(r"by\b", word): return bool(re.search(r"\b[A-Z]{2,}\b", name)) or not re.match(r"[.,;:)]|\s*$|\s(?:on|at|in|and|for|from|with)\b", text[end:end + 6]) # "by Stratus OCT", "by American College of"
     if word.startswith("PT") and not name.isupper(): return True # PT: psoas tendon
     return "sister" in word and name.startswith("Mary Joseph")
 
-# %% ../nbs/02a_phi.ipynb #0016-exportmo
+# %% ../nbs/02a_phi.ipynb #0018-exportmo
 _MONTH = r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
 _DAY, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:(?:1[89]|20)\d\d)"
 _TH, _MON = r"(?:st|nd|rd|th)?", r"(?:0?[1-9]|1[0-2])"
@@ -155,7 +175,7 @@ _DATES = [re.compile(p, re.I) for p in (
     rf"(?<![\w/.-])\d{{4}}([-/.]){_MON}\1{_DAY}(?=T\d|\b)(?![-/.]\d)",                                           # 2021-03-12
     rf"(?<![\w/.-])(?:{_DAY}([-/.]){_MON}|{_MON}([-/.]){_DAY})(?:\1|\2|\s(?={_YEAR}))(?:{_YEAR}|\d\d)(?!\w|[-/.]\d)(?!\s?[cm]m\b)", # 12/03/2021, 3.12.21
     rf"(?<![\w.])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[T ]?[0-2]\d[0-5]\d(?:[0-5]\d(?:\.\d{{1,6}})?)?)?(?![\w]|\.\d)", # 20210312
-    rf"\b{_WEEKDAY}{_DAY}{_TH}?\s?(?:of\s)?[-/. ]?{_MONTH}(?![a-z])(?:[-/., ]{{0,3}}(?:{_YEAR}|['’]?\d\d(?![\w/%]|\s?[cm]m\b|[.-]\d)))?", # 3-Mar-21
+    rf"(?<![A-Z]\d[/-])(?<![A-Z]\d\d[/-])\b{_WEEKDAY}{_DAY}{_TH}?\s?(?:of\s)?[-/. ]?{_MONTH}(?![a-z])(?!\.?\s{_DAY}{_TH}(?:,\s?|\s){_YEAR}\b)(?:[-/., ]{{0,3}}(?:{_YEAR}|['’]?\d\d(?![\w/%]|\s?[cm]m\b|[.-]\d)))?", # 3-Mar-21
     rf"\b{_WEEKDAY}{_MONTH}\b\.?[- ]?(?:the\s)?{_DAY}{_TH}\b(?:(?:,\s?|\s){_YEAR}\b|,?\s['’]\d\d\b|-\d\d(?:\d\d)?\b)?{_NO_UNIT}",    # March 3rd, 2021
     rf"\b{_MONTH}\b\.?,?[-/ ](?:of\s)?(?:{_YEAR}|['’]\d\d)\b(?!\s?[cm]m\b)",                                        # March 2021
     rf"(?<![\w/.-])(?:0?[1-9]|1[0-2])/{_YEAR}(?![\w/])")]                                                           # 03/2021
@@ -167,7 +187,7 @@ _CLOCK = r"(?:[01]?\d|2[0-4])[:.h][0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?(?:Z|[+-]\d\
 _TIME_AFTER = re.compile(rf"(?:T|,?\s{{0,2}}(?:at|@|\()?\s{{0,2}})(?P<x>{_CLOCK})", re.I)
 _TIME_BEFORE = re.compile(rf"(?<![\w:.])(?P<x>{_CLOCK})\s{{0,2}}(?:on\s|,\s?|-\s?)?(?:the\s)?$", re.I)
 
-# %% ../nbs/02a_phi.ipynb #0017-exportde
+# %% ../nbs/02a_phi.ipynb #0019-exportde
 def _dates(text: str) -> Iterator[tuple[int, int, str]]:
     "Spans of dates, and of the times beside them."
     for rule in [*_DATES, _SHORT, _LONE, _BIRTH_YEAR]:
@@ -182,7 +202,7 @@ def _levels(text: str, at: int, m: re.Match) -> bool: # "ribs 10-11-12", "may 2"
     before = text[max(0, at - 14):at].casefold()
     return bool(re.search(r"(?:ribs?|levels?|grade|stage|images?|series|version|v|type|zones?|segments?)\s$", before)) or m[0].startswith(("may ", "mar ", "dec ", "sep ")) and not re.search(r"\d{4}", m[0])
 
-# %% ../nbs/02a_phi.ipynb #0020-exportnu
+# %% ../nbs/02a_phi.ipynb #0022-exportnu
 _NUMBER = r"(?:\s?(?:no\b\.?|nr\b\.?|num(?:ber)?s?\b|id\b|\#|code))?"
 _ID_MARK = rf"""(?:(?:MRN|M\.R\.N\.?|SSN|NHS|CHI|UHID|EMPI|URN|DICOM\sID|UID){_NUMBER}|(?:(?:medical|hospital|health|patient|unit|chart)\s)record{_NUMBER}
     |(?:patient|pt|hospital|unit|chart|member|subject|subscriber|beneficiary|insurance|national|employee|device|order|exam|study|accession|visit|encounter|request
@@ -190,14 +210,13 @@ _ID_MARK = rf"""(?:(?:MRN|M\.R\.N\.?|SSN|NHS|CHI|UHID|EMPI|URN|DICOM\sID|UID){_N
     \.?\s?(?:(?:no\b|nr\b|num(?:ber)?\b|id\b|identifier\b|uid\b)\.?|\#)|acc(?:ession)?\b\.?{_NUMBER}|acct\b\.?{_NUMBER}|social\ssecurity{_NUMBER}|S/N|DEA|NPI|ID)"""
 _ADDRESS_END = r"(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr(?!\.?\s[A-Z])|Court|Ct|Boulevard|Blvd|Terrace|Close|Crescent|Square|Sq|Highway|Hwy|Parkway|Pkwy|Trail|Circle|Way|Place)"
 _STATE = "(?:A[LKZR]|C[AOT]|D[EC]|FL|GA|HI|I[DLNA]|K[SY]|LA|M[EDAINSOT]|N[EVHJMYCD]|O[HKR]|PA|RI|S[CD]|T[NX]|UT|V[TA]|W[AVIY])"
-_TOWN = rf"[{_UP}][{_UP}{_LOW}.'-]{{1,20}}(?:\s[{_UP}][{_UP}{_LOW}.'-]{{1,20}}){{0,2}}"
+_TOWN = rf"(?!XXXX)(?:(?:St|Ft|Mt)\.\s)?[{_UP}][{_UP}{_LOW}'-]{{1,20}}(?:\s(?:St\.\s)?(?!XXXX)[{_UP}][{_UP}{_LOW}'-]{{1,20}}){{0,2}}"
 _POSTCODE = r"[A-Z]{1,2}\d[A-Z\d]?\s?\d[ABD-HJLNP-UW-Z]{2}"
 _PLACE = rf"(?:,?\s(?:Apt|Apartment|Suite|Ste|Unit|Flat|\#)\.?\s?[\w-]{{1,6}}(?!\w))?(?:,\s?{_TOWN})?(?:,?\s{_STATE}\b)?(?:,?\s(?:\d{{5}}(?:-\d{{4}})?(?!\d)|{_POSTCODE}))?"
 
-# %% ../nbs/02a_phi.ipynb #0021-exportde
+# %% ../nbs/02a_phi.ipynb #0023-exportde
 def _rule(kind: str, pattern: str, flags: int = re.I | re.X): return kind, re.compile(pattern, flags)
 _RULES = [
-    _rule("name", r"(?<![\w^])[^\W\d_]{2,30}(?:['’ -][^\W\d_]{1,30}){0,2}\^[^\W\d_][\w'’^.-]{0,60}"),
     _rule("name", r"(?<!\w)(?i:dictated|dictating|transcribed|typed|dict|trans|initials)(?i:\s(?:by|and)){0,1}(?:\s?[:.=]\s{0,3}|\s(?=[A-Z]{2,4}/))(?P<x>[A-Z]{2,4}(?:[/:][A-Za-z]{2,4}){0,2})(?!\w)", re.X),
     _rule("email", r"(?<![\w.+-])[\w.+-]{1,64}\s?(?:@|\[at\]|\(at\))\s?[\w-]{1,63}(?:\.[\w-]{1,63}){1,6}"),
     _rule("url", r"(?:https?|ftp)://[^\s<>\"]{1,2000}(?<![.,;)\]])|(?<![\w.@])www\.[^\s<>\"]{1,2000}(?<![.,;)\]])|(?<![\w.@-])[a-z\d][a-z\d-]{0,40}(?:\.[a-z\d-]{1,40}){0,4}\.(?:com|org|net|edu|gov|nhs\.uk|co\.uk)\b(?:/[^\s<>\"]{0,500})?"),
@@ -218,7 +237,7 @@ _RULES = [
     _rule("age", r"\b(?:aged?|age\sof)[ \t]{0,2}:?[ \t]{0,2}(?P<x>9\d|1[0-3]\d)(?!\w|[.,/-]\d|\s?(?:days|weeks|months|hours|mm|cm))"),
     _rule("age", r"(?<!\w)(?P<x>ninety(?:-(?:one|two|three|four|five|six|seven|eight|nine))?|(?:a|one)\shundred(?:\sand\s\w{3,5})?)[- ]years?[- ]old|(?<!\w)in\s(?:her|his|their)\s(?P<y>nineties|90['’]?s)")]
 
-# %% ../nbs/02a_phi.ipynb #0023-exportem
+# %% ../nbs/02a_phi.ipynb #0025-exportem
 _EMPTY = frozenset("the and von van der den del des dos bin ibn mrs miss prof xxxx anonymous unknown none nan null".split())
 
 @lru_cache(64)
@@ -234,7 +253,7 @@ def _known_rule(known: tuple[str, ...]) -> re.Pattern | None: # one pattern for 
     if long: whole.add(rf"(?:(?:{any_part})[\s,.^_-]{{1,3}}){{0,3}}(?:{'|'.join(sorted(long, key=order))})(?:[\s,.^_-]{{1,3}}(?:{any_part})){{0,3}}")
     return re.compile(edge("|".join(sorted(whole, key=order))), re.I) if whole else None
 
-# %% ../nbs/02a_phi.ipynb #0025-exportde
+# %% ../nbs/02a_phi.ipynb #0027-exportde
 def find_phi(
     text: str,
     known: Iterable[str] = (), # strings known to identify somebody, such as the patient's name and number
@@ -258,7 +277,7 @@ def _again(text: str, names: list[tuple[int, int]]) -> Iterator[tuple[int, int]]
     words = {w for a, b in names for w in re.findall(rf"[{_UP}][{_UP}{_LOW}]{{2,}}", text[a:b]) if w != MASK and w.casefold() not in _EPONYMS and not _stops(w)}
     if words: yield from (m.span() for m in re.finditer(rf"(?<!\w)(?:{'|'.join(sorted(words, key=len, reverse=True))})(?!\w)", text))
 
-# %% ../nbs/02a_phi.ipynb #0026-exportde
+# %% ../nbs/02a_phi.ipynb #0028-exportde
 def scrub(
     text: str,                 # a report, a caption, a header field
     known: Iterable[str] = (), # strings known to identify somebody; masked wherever they stand

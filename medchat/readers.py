@@ -106,7 +106,7 @@ def _read_row(f: Reader, base: Path, where: str, row: Any) -> Record | Reject:
         json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() # half a character cannot be stored
         record.where, record.blobs = where, blobs
     except MedchatError as e: reasons = [str(e)]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, RuntimeError) as e: reasons = [_reason(e)] # RuntimeError: a link that leads to itself
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, StopIteration) as e: reasons = [_reason(e)] # a slip of one reader costs one row
     return Reject(where, "; ".join(reasons), row) if reasons else record
 
 def image_root(
@@ -164,6 +164,7 @@ def answer_type(
 # %% ../nbs/04_readers.ipynb #0022-exportde
 def _open(path: Path) -> io.BufferedReader:
     "A file of rows, opened; a one-line error when it cannot be, or was never fetched."
+    if os.path.exists(path) and not os.path.isfile(path): raise MedchatError("not a file", path, "Give a file") # a pipe would wait for ever
     try:
         f = open(path, "rb")
         pointer = f.peek(200).startswith(b"version https://git-lfs")
@@ -246,7 +247,8 @@ def csv_rows(
         if not head.strip(): raise MedchatError("an empty table", path, "It must begin with the names of its columns")
         delimiter = delimiter or ("\t" if path.suffix.lower() in (".tsv", ".txt") else ";" if head.count(";") > head.count(",") else ",")
         parse = lambda ls: csv.reader(ls, delimiter=delimiter, strict=True)
-        names = columns or [c.strip() for c in next(parse([head]))]
+        try: names = columns or [c.strip() for c in next(parse([head]))]
+        except csv.Error as e: raise MedchatError("not a table", path, f"Its first line: {e}") from e
         if len(set(names)) < len(names): raise MedchatError("a table with two columns of one name", path, f"Its columns: {', '.join(names)}")
         yield from _cells(path.name, parse([head] if columns else []), names, 0)
         yield from _cells(path.name, parse(lines), names, bool(columns))
@@ -272,7 +274,9 @@ def parquet_rows(
     for path in map(Path, paths):
         _open(path).close()
         try:
-            with pq.ParquetFile(path) as f:
+            with pq.ParquetFile(path, page_checksum_verification=True) as f:
+                chunks = [f.metadata.row_group(g).column(c) for g in range(f.metadata.num_row_groups) for c in range(f.metadata.num_columns)]
+                if any(c.total_uncompressed_size > max(1 << 28, 100 * c.total_compressed_size) for c in chunks): raise MedchatError("a Parquet file that unpacks to far more than it is", path)
                 rows = (row for batch in f.iter_batches(batch_size=32) for row in batch.to_pylist())
                 for n, row in enumerate(rows, 1): yield f"{path.name}[{n}]", row
         except (pa.ArrowException, OSError) as e: raise MedchatError("not a Parquet file", path, f"{e}. Fetch it again") from e

@@ -212,7 +212,7 @@ def unnamed(self: Shelf) -> tuple[int, list[str]]: # (how many, the first five)
     folders, n, first = {os.path.dirname(p) for p, in self.db.execute("select path from images")}, 0, []
     for folder in sorted(f for f in folders if (self.base/f).is_dir()):
         for name in sorted(os.listdir(self.base/folder)):
-            path = f"{folder}/{name}" if folder else name
+            path = (f"{folder}/{name}" if folder else name).encode("utf-8", "replace").decode() # a name may be in no encoding
             if not name.lower().endswith(_suffixes) or self._recall(path): continue
             n += 1; first += [path][:5 - len(first)]
     return n, first

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator
 from fastcore.basics import patch
 from .core import MedchatError, need
-from .dicom import _known, _quiet, burned_in_risk, deidentify, dicom_files, dicomdir_files, looks_like_text, new_key, read_dicom, safe_meta, to_frames
-from .images import MAX_PIXELS
+from .dicom import burned_in_risk, deidentify, dicom_files, dicomdir_files, known_identifiers, new_key, quietly, read_dicom, safe_meta, to_frames
+from .images import FORMATS, MAX_PIXELS, image_info, to_rgb
+from .letters import looks_like_text
 from .phi import MASK, scrub
 from .readers import Reject, image_path, json_file, reader
 from .tables import few_files, find_columns, instruction, pick, split_of, table_rows, to_row_record, walk
 
 # %% auto #0
-__all__ = ['MOST', 'spread', 'to_bytes', 'read_video', 'identifiers', 'mask_name', 'find_dicom', 'Texts', 'tag_text', 'dicom',
-           'report_text', 'study']
+__all__ = ['MOST', 'spread', 'to_bytes', 'without_metadata', 'read_video', 'identifiers', 'mask_name', 'hide_folders',
+           'find_dicom', 'Texts', 'tag_text', 'dicom', 'report_text', 'study_folders', 'study']
 
 # %% ../nbs/04e_studies.ipynb #0007-exportmo
 MOST = 16 # pictures of one DICOM study, or frames of one video, unless told otherwise
@@ -39,10 +40,58 @@ def to_bytes(
     "A picture as a file without any metadata; the same bytes for the same pixels."
     out = io.BytesIO()
     image.info.clear()
-    image.save(out, format, **({"compress_level": 4} if format == "PNG" else {"quality": 95, "subsampling": 0}))
+    how = {"compress_level": 4, **({"compress_type": 3} if image.mode == "L" else {})} if format == "PNG" else {"quality": 95, "subsampling": 0} # 3: zlib's Z_RLE
+    image.save(out, format, **how)
     return out.getvalue()
 
-# %% ../nbs/04e_studies.ipynb #0011-exportvi
+# %% ../nbs/04e_studies.ipynb #0011-exportup
+_UP = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0%c\0\0\0\0\0\0" # EXIF with tag 274 alone (CIPA DC-008 4.6)
+_JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
+
+def _bare_jpeg(data: bytes, side: int) -> bytes:
+    "A JPEG without APPn (but Adobe's, which tells the colours), comments, and bytes after its end (ISO/IEC 10918-1 B.1.1)."
+    out, at = [b"\xff\xd8", _JFIF if data[2:4] == b"\xff\xe0" else b"", _UP % side if 1 < side < 9 else b""], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xD9:
+        mark = data[at + 1]
+        if mark == 0xFF: at += 1; continue # a filler
+        end = at + 2 + (0 if mark == 1 or 0xD0 <= mark <= 0xD8 else int.from_bytes(data[at + 2:at + 4], "big"))
+        if mark == 0xDA: end = found.start() if (found := re.compile(rb"\xff[^\0\xd0-\xd7\xff]").search(data, end)) else len(data)
+        if mark == 0xEE or not (0xE0 <= mark <= 0xEF or mark == 0xFE): out.append(data[at:end])
+        at = end
+    return b"".join(out) + data[at:at + 2]
+
+# %% ../nbs/04e_studies.ipynb #0012-exportde
+def _bare_png(data: bytes) -> bytes:
+    "A PNG of its critical chunks and its transparency alone (PNG 3rd edition, 5.6)."
+    out, at = [data[:8]], 8
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at:at + 4], "big")
+        if data[at + 4:at + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"): out.append(data[at:end])
+        if data[at + 4:at + 8] == b"IEND": break
+        at = end
+    return b"".join(out)
+
+def _bare(image, data: bytes, kind: str) -> bytes:
+    from PIL import Image, ImageOps
+    side = Image.Image.getexif(image).get(274, 1) if kind != "PNG" or b"eXIf" in data else 1
+    if kind == "JPEG": return _bare_jpeg(data, side if isinstance(side, int) else 1)
+    if kind == "PNG" and side == 1: return _bare_png(data)
+    image.load()
+    deep, image = image.mode.startswith("I"), ImageOps.exif_transpose(image)
+    return to_bytes(image if deep and image.mode in ("I", "I;16") else to_rgb(image))
+
+# %% ../nbs/04e_studies.ipynb #0013-exportde
+def without_metadata(
+    data: bytes, # a picture file
+) -> bytes:      # a picture file of the same pixels; MedchatError when it is none
+    "A picture without EXIF, comments, previews and all else that is not pixels."
+    from PIL import Image
+    with quietly(): kind = image_info(data, decode=False)["format"] # and it is no bomb
+    try:
+        with quietly(): return _bare(Image.open(io.BytesIO(data), formats=FORMATS), data, kind)
+    except Exception as e: raise MedchatError("damaged image", f"{len(data)} bytes", f"{type(e).__name__}: {e}") from e
+
+# %% ../nbs/04e_studies.ipynb #0016-exportvi
 _videos = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 _containers = ((4, b"ftyp", "mov"), (4, b"moov", "mov"), (4, b"mdat", "mov"), (0, b"RIFF", "avi"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\0\0\1\xba", "mpeg"), (0, b"\x30\x26\xb2\x75", "asf"))
 
@@ -50,6 +99,7 @@ def _open_video(path: Path):
     "The opened container and its first video stream."
     av = need("av", "reading videos", 'pip install "av>=14"')
     try:
+        if path.exists() and not path.is_file(): raise MedchatError("not a file", path)
         with open(path, "rb") as f: head = f.read(64)
     except OSError as e: raise MedchatError("cannot read", path, e.strerror) from e
     if head.startswith(b"version https://git-lfs"): raise MedchatError("a Git LFS pointer, not a video", path, "Run: git lfs pull")
@@ -71,7 +121,7 @@ def _length(box, stream) -> float: # seconds
     box.seek(0, stream=stream)
     return max(ends, default=0) - float((stream.start_time or 0) * stream.time_base)
 
-# %% ../nbs/04e_studies.ipynb #0012-exportde
+# %% ../nbs/04e_studies.ipynb #0017-exportde
 def _check_rate(fps: float):
     if not 0 < fps <= 240: raise MedchatError("frames a second must be above 0, at most 240", fps)
 
@@ -105,9 +155,9 @@ def _frames_at(box, stream, times: Iterator[float], step: float, path) -> Iterat
         if target is None: return
     if at < 0 or target > at + 1.5 * step + 0.1: raise MedchatError("damaged video", path, f"It ends at {max(at, 0):.1f} s, before its header says")
 
-# %% ../nbs/04e_studies.ipynb #0017-exportde
+# %% ../nbs/04e_studies.ipynb #0022-exportde
 def _text(dataset, tag: str) -> str: # an element as text; "" when it is not there or damaged
-    with _quiet():
+    with quietly():
         try: return str(dataset.get(tag) or "").strip()
         except Exception: return ""
 
@@ -116,7 +166,7 @@ def identifiers(
 ) -> list[str]: # names, numbers, dates and UIDs that identify
     "The strings of a DICOM file that must not be in a name or a text."
     tags = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
-    with _quiet(): words, more = _known(dataset)[0], [_text(dataset, t) for t in tags]
+    with quietly(): words, more = known_identifiers(dataset)[0], [_text(dataset, t) for t in tags]
     more += [f"{d[:4]}-{d[4:6]}-{d[6:]}" for d in more if re.fullmatch(r"(19|20)\d{6}", d)]
     return sorted({w for w in (*words, *more) if len(re.sub(r"\W", "", w)) > 2 and not re.fullmatch(r"0+1?", w)}, key=lambda w: (-len(w), w))
 
@@ -134,7 +184,21 @@ def mask_name(
     if strict: name = re.sub(r"\d{5,}", MASK, "/".join(scrub(part)[0] for part in name.split("/")))
     return name
 
-# %% ../nbs/04e_studies.ipynb #0020-exportdi
+# %% ../nbs/04e_studies.ipynb #0023-exportha
+_harmless = frozenset("""dicom dcm dic ima image images img im ser series seq std study studies scan scans film films slice slices frame frames case cases patient patients pat pt set data raw train val
+    valid validation test split part batch archive disc cd dvd export ct mr mri cr dx us pet nm mg rf xa pa ap lat left right chest thorax abdomen pelvis spine brain head neck knee hip hand foot xxxx""".split())
+
+def hide_folders(
+    name: str, # a path
+) -> str:
+    "A path in which each word of a folder's name is XXXX, unless it is one of the few that name no one."
+    *folders, file = name.split("/")
+    words = {w for f in folders for w in re.findall(r"[^\W\d_]{2,}", f) if w.casefold() not in _harmless}
+    if not words: return name
+    rule = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(map(re.escape, sorted(words, key=lambda w: (-len(w), w))))})(?![^\W\d_])", re.I)
+    return "/".join(re.sub(rf"{MASK}(?:[^\w/]|_)?(?:{MASK}(?:[^\w/]|_)?)*(?={MASK})", "", rule.sub(MASK, part)) for part in (*folders, file))
+
+# %% ../nbs/04e_studies.ipynb #0026-exportdi
 _dicom_suffixes = (".dcm", ".dicom", ".dic", ".ima")
 
 def find_dicom(
@@ -152,12 +216,12 @@ def find_dicom(
         folders.sort()
         for path in (Path(here)/f for f in sorted(files)):
             if path == following: yield path, ""; following = next(real, None)
-            elif path.suffix.lower() in _dicom_suffixes: yield path, "not a DICOM image by its content, or a link out of the folder"
+            elif path.suffix.lower() in _dicom_suffixes: yield path, "a link" if path.is_symlink() else "it holds no DICOM image"
     if (source/"DICOMDIR").is_file():
         try: yield from ((p, missing) for p, there in dicomdir_files(source/"DICOMDIR") if not there)
         except MedchatError as e: yield source/"DICOMDIR", e.problem
 
-# %% ../nbs/04e_studies.ipynb #0023-exportke
+# %% ../nbs/04e_studies.ipynb #0029-exportke
 _keys = {"sopinstanceuid": "sop", "sop": "sop", "studyinstanceuid": "study", "study": "study", "file": "file", "filename": "file", "path": "file", "filepath": "file", "dicomfile": "file", "image": "file"}
 _words = ("question", "answer", "caption", "report", "context")
 _taken = (*_words, "split", "answer_type", "language", "licence", "source") # roles that a table of texts may give
@@ -186,7 +250,7 @@ class Texts:
         self.by = _keys[re.sub(r"[\W_]", "", column).lower()]
         return column, find_columns(row, columns, self.path, column)
 
-# %% ../nbs/04e_studies.ipynb #0024-exportpa
+# %% ../nbs/04e_studies.ipynb #0030-exportpa
 @patch
 def of(self: Texts,
     *keys: str, # UID, or path and name of a file
@@ -204,7 +268,7 @@ def unused(self: Texts) -> Iterator[tuple[str, Reject]]:
     said = {"sop": "SOPInstanceUID", "study": "StudyInstanceUID", "file": "name"}.get(self.by)
     for place, why in self.db.execute("select place, why from texts where used = 0 order by rowid"): yield place, Reject(place, why or f"no DICOM file has this {said}")
 
-# %% ../nbs/04e_studies.ipynb #0027-exportmo
+# %% ../nbs/04e_studies.ipynb #0033-exportmo
 _modalities = {"CR": "computed radiography", "DX": "digital radiography", "CT": "computed tomography", "MR": "magnetic resonance imaging", "US": "ultrasound", "MG": "mammography", # PS3.3 C.7.3.1.1.1
                "XA": "X-ray angiography", "RF": "fluoroscopy", "NM": "nuclear medicine", "PT": "positron emission tomography", "ES": "endoscopy", "OP": "ophthalmic photography", "OPT": "optical coherence tomography",
                "XC": "photography", "IO": "intra-oral radiography", "PX": "panoramic radiography", "RG": "radiography", "GM": "light microscopy", "SM": "slide microscopy", "IVUS": "intravascular ultrasound"}
@@ -228,7 +292,7 @@ def tag_text(
     answer = modality + (f" of the {part}" if part else "") + (f", {view} view" if view else "")
     return {"question": forms[int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % len(forms)], "answer": answer[0].upper() + answer[1:] + "."}
 
-# %% ../nbs/04e_studies.ipynb #0030-exportda
+# %% ../nbs/04e_studies.ipynb #0036-exportda
 @dataclass
 class _Job:
     "What one reading of a DICOM folder needs at hand."
@@ -254,17 +318,20 @@ def _neighbours(path: Path, most: int = 4) -> set[str]:
     "What identifies in a file that cannot be read, or in those beside it."
     from pydicom import dcmread
     words: set = set()
-    with _quiet():
-        for p in [path, *sorted(p for p in path.parent.glob("*") if p.is_file() and p != path)[:most]] if path.parent.is_dir() else []:
+    with quietly():
+        for p in [p for p in [path] if p.is_file()] + sorted(p for p in path.parent.glob("*") if p.is_file() and p != path)[:most]:
             try: words.update(identifiers(dcmread(p, force=True, stop_before_pixels=True) if p == path else read_dicom(p, pixels=False)))
             except Exception: continue # a damaged file may raise anything; it tells nothing then
     return words
 
-# %% ../nbs/04e_studies.ipynb #0031-exportde
+# %% ../nbs/04e_studies.ipynb #0037-exportde
+def _where(job: _Job, n: int, path: Path, words: Iterable[str]) -> str: # its masked name, and its place in the sorted tree
+    return f"{hide_folders(mask_name(job.near(path), words, strict=True))}[{n}]"
+
 def _refuse(job: _Job, n: int, path: Path, why: str | MedchatError, words: Iterable[str] | None = None) -> tuple[str, Reject]:
     "A file as a Reject: its name and the reason, without what identifies."
-    strict, words = words is None, words if words is not None else sorted(_neighbours(path), key=len, reverse=True)
-    where = f"{mask_name(job.near(path), words, strict)}[{n}]"
+    words = words if words is not None else sorted(_neighbours(path), key=len, reverse=True)
+    where = _where(job, n, path, words)
     if isinstance(why, MedchatError): why = f"{why.problem}{'' if why.value is None or str(why.value) == str(path) else f': {why.value}'}{f' ({why.hint})' if str(why.hint) else ''}".replace(str(path), where)
     return where, Reject(where, mask_name(why, words))
 
@@ -277,7 +344,7 @@ def _clean(text: dict, words: list[str]) -> tuple[dict, Counter]:
             counts.update(kind for kind, _ in found)
     return out, counts
 
-# %% ../nbs/04e_studies.ipynb #0032-exportpi
+# %% ../nbs/04e_studies.ipynb #0038-exportpi
 _pixels = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _told = dict(modality="Modality", body_part="BodyPartExamined", view="ViewPosition") # coded attributes (VR CS): no free text
 
@@ -299,14 +366,14 @@ def _meta(job: _Job, dataset, infos: list[dict]) -> tuple[dict, str]:
     patient = facts.pop("patient")
     return {**facts, **shown, "removed": dict(deidentify(dataset, job.key)[1])}, patient
 
-# %% ../nbs/04e_studies.ipynb #0033-exportde
+# %% ../nbs/04e_studies.ipynb #0039-exportde
 def _file_rows(job: _Job, n: int, path: Path) -> Iterator[tuple[str, Any]]:
     "The record of one file, or one for each of its texts."
     words = None
     try:
         dataset = read_dicom(path)
         words = identifiers(dataset)
-        where = f"{mask_name(job.near(path), words)}[{n}]"
+        where = _where(job, n, path, words)
         risk = None if job.allow_burned_in else burned_in_risk(dataset)
         keys = dict(sop=[_text(dataset, "SOPInstanceUID")], file=[job.near(path), path.name if path.name not in job.twice else ""])
         texts = job.texts.of(*keys[job.texts.by]) if job.texts else [("", t)] if (t := tag_text({k: _text(dataset, tag) for k, tag in _told.items()}, str(n))) else []
@@ -326,7 +393,7 @@ def _text_rows(where: str, id: str, texts: list, words: list[str], images: list[
         more = {**({"text": place} if place else {}), **({"masked": dict(masked)} if masked else {})}
         yield at, Reject(at, f"{empty} ({place})") if empty else {"source": "DICOM", **text, "id": name, "image": images, "group": group, "meta": {**meta, **more}}
 
-# %% ../nbs/04e_studies.ipynb #0035-exportde
+# %% ../nbs/04e_studies.ipynb #0041-exportde
 def _number(dataset, tag: str) -> int:
     try: return int(_text(dataset, tag))
     except ValueError: return 0
@@ -345,7 +412,7 @@ def _study_rows(job: _Job, source: Path) -> Iterator[tuple[str, Any]]:
         if not texts: yield where, Reject(where, f"no text for this study ({count} files)"); continue
         yield from _one_study(job, where, f"study-{k}", texts, db.execute("select n, path from files where study = ? order by series, instance, n", (study,)).fetchall())
 
-# %% ../nbs/04e_studies.ipynb #0036-exportde
+# %% ../nbs/04e_studies.ipynb #0042-exportde
 def _one_study(job: _Job, where: str, id: str, texts: list, files: list[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
     pictures, words, meta, patient = [], set(), {}, ""
     for n, path in (files[i] for i in spread(len(files), MOST)):
@@ -364,7 +431,7 @@ def _one_study(job: _Job, where: str, id: str, texts: list, files: list[tuple[in
     meta = {**{k: v for k, v in meta.items() if k not in ("sop", "series", "number", *chosen[0][1])}, "files": len(files), "pictures": [info for _, info in chosen]}
     yield from _text_rows(where, id, texts, sorted(words, key=len, reverse=True), [p for p, _ in chosen], meta, patient)
 
-# %% ../nbs/04e_studies.ipynb #0037-exportde
+# %% ../nbs/04e_studies.ipynb #0043-exportde
 def _dicom_rows(source: Path, frames: str = "middle", texts: Path | None = None, allow_burned_in: bool = False, columns: str = "", shift_key: str = "") -> Iterator[tuple[str, Any]]:
     job = _job(source, frames, texts, allow_burned_in, columns, shift_key)
     n = 0
@@ -395,7 +462,7 @@ def dicom(
     "A DICOM file, or a study of them."
     return to_row_record(base, where, row)
 
-# %% ../nbs/04e_studies.ipynb #0045-exportre
+# %% ../nbs/04e_studies.ipynb #0051-exportre
 _reports = ("report.txt", "report.md", "report.json")
 _stills = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 _people = "patient|subject|person|doctor|physician|endoscopist|radiologist|sonographer|operator|author|examiner|hospital|institution|clinic"
@@ -416,7 +483,7 @@ def _said(value: Any) -> str: # a value of a report, in words
     if isinstance(value, list): return "; ".join(filter(None, map(_said, value)))
     return "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value).strip()
 
-# %% ../nbs/04e_studies.ipynb #0046-exportde
+# %% ../nbs/04e_studies.ipynb #0052-exportde
 def report_text(
     held: dict, # what report.json holds
 ) -> tuple[str, dict, list[str], str]: # (text, its fields, what identifies, the patient's number)
@@ -430,12 +497,13 @@ def report_text(
     text = "\n".join(v if alone else f"{plain[k].replace('_', ' ').capitalize()}: {v}" for k, v in fields.items())
     return text, fields, [w for k in who for w in _leaves(held[k])], number
 
-# %% ../nbs/04e_studies.ipynb #0048-exportde
+# %% ../nbs/04e_studies.ipynb #0054-exportde
 def _natural(path: Path) -> list: return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.findall(r"\d+|\D+", path.as_posix().lower())]
 
 def _read_report(path: Path) -> tuple[str, dict, list[str], str]:
     "As `report_text`, from a file; ValueError with the reason."
     try:
+        if not path.is_file(): raise ValueError("not a file")
         if path.stat().st_size > 1 << 20: raise ValueError(f"a report of {path.stat().st_size:,} bytes")
         if path.suffix.lower() == ".json": return report_text(json_file(path))
         if (data := path.read_bytes()).startswith(b"version https://git-lfs"): raise ValueError("a Git LFS pointer, not a report")
@@ -443,58 +511,81 @@ def _read_report(path: Path) -> tuple[str, dict, list[str], str]:
     except UnicodeDecodeError as e: raise ValueError("not UTF-8 text") from e
     except (MedchatError, OSError) as e: raise ValueError(getattr(e, "problem", None) or f"cannot read: {e.strerror}") from e
 
-def _study_name(source: Path, here: Path, n: int, who: Iterable[str] = ()) -> str: # its folder; with its number where something had to be masked
-    name = here.relative_to(source).as_posix() if here != source else source.name
-    masked = mask_name(name, who, strict=True)
-    return name if masked == name else f"{masked}[{n}]"
+def study_folders(
+    source: Path, # one study folder, or a folder of them at any depth
+) -> Iterator[tuple[Path, list[str]]]: # (folder, its reports), in order: the third one is `study[3]` in rejects.jsonl
+    "The folders of a source that hold a report, or pictures that want one."
+    last = None
+    for here, files in walk(source):
+        if last and (last == here or last in here.parents): continue
+        reports = [f for f in files if f.lower() in _reports]
+        if reports: last = here
+        if reports or any(f.lower().endswith((*_stills, *_videos)) for f in files): yield here, reports
 
-# %% ../nbs/04e_studies.ipynb #0049-exportde
-def _study_row(source: Path, here: Path, n: int, reports: list[str], fps: float, frames: str, patients: dict) -> dict:
-    "One study under our names; ValueError when it cannot be a record."
-    if len(reports) > 1: raise ValueError(f"two reports: {', '.join(reports)}")
+# %% ../nbs/04e_studies.ipynb #0055-exportde
+def _pictures_of(source: Path, here: Path) -> tuple[list[Path], list[Path]]: # stills, videos
+    "The pictures of a study in natural order, none of them a link out of the source."
     files = sorted((p/f for p, fs in walk(here) for f in fs), key=_natural)
     stills, videos = [p for p in files if p.suffix.lower() in _stills], [p for p in files if p.suffix.lower() in _videos]
     if not stills and not videos: raise ValueError("no image or video" + (": it holds DICOM, so read it with --format dicom --texts" if any(p.suffix.lower() in (".dcm", ".dicom") for p in files) else ""))
-    for p in (here/reports[0], *videos): image_path(source, p.relative_to(source).as_posix()) # none of them a link out of the folder
-    text, fields, who, patient = _read_report(here/reports[0])
-    if not text: raise ValueError("empty report")
-    near, (clean, found), name = here.relative_to(source), scrub(text, who), _study_name(source, here, n, who)
-    images, stamps, same = [(image_path(source, p.relative_to(source).as_posix())) for p in stills], [], 0
-    for video in videos:
-        for seconds, data in _video_frames(video, fps, frames):
-            if data in images: same += 1; continue # the picture was frozen
-            images.append(data); stamps.append({"video": mask_name(video.relative_to(here).as_posix(), who), "seconds": seconds})
-    meta = {"study": name, "report": {k: scrub(v, who)[0] for k, v in fields.items()}, "masked": dict(Counter(kind for kind, _ in found)), "stills": len(stills), "frames": stamps, "frozen": same}
-    group = f"patient-{patients.setdefault(patient, len(patients) + 1)}" if patient else name
-    return {"image": images, "report": clean, "group": group, "id": name, "split": split_of(*(p.name for p in (near, *near.parents))), "meta": {k: v for k, v in meta.items() if v}}
+    for p in (*stills, *videos): _inside(source, p)
+    return stills, videos
 
-# %% ../nbs/04e_studies.ipynb #0050-exportde
+def _inside(source: Path, path: Path) -> Path: # ValueError for a link out of the source, a pipe, a folder
+    try: image_path(source, path.relative_to(source).as_posix())
+    except ValueError as e: raise ValueError(str(e).split(":")[0]) from e # without the name
+    if not path.is_file(): raise ValueError("not a file" if path.exists() else "no such file")
+    return path
+
+def _still(path: Path, k: int) -> bytes:
+    "A still as bytes without metadata; ValueError that names it by its number."
+    try: return without_metadata(path.read_bytes())
+    except OSError as e: raise ValueError(f"cannot read picture {k}: {e.strerror}") from e
+    except MedchatError as e: raise ValueError(f"{e.problem}: picture {k}") from e
+
+# %% ../nbs/04e_studies.ipynb #0056-exportde
+def _study_row(source: Path, here: Path, n: int, reports: list[str], fps: float, frames: str, patients: dict) -> dict:
+    "One study under our names; ValueError when it cannot be a record."
+    if len(reports) > 1: raise ValueError(f"two reports: {', '.join(sorted(reports))}")
+    stills, videos = _pictures_of(source, here)
+    text, fields, who, patient = _read_report(_inside(source, here/reports[0]))
+    if not re.search(r"[^\W\d_]", text): raise ValueError("a report without words" if text else "empty report")
+    near, (clean, found) = here.relative_to(source), scrub(text, who)
+    images, stamps = list(dict.fromkeys(_still(p, k) for k, p in enumerate(stills, 1))), []
+    same = len(stills) - len(images)
+    for k, video in enumerate(videos, 1):
+        for seconds, data in _video_frames(video, k, fps, frames):
+            if data in images: same += 1; continue # the picture was frozen
+            images.append(data); stamps.append({"video": k, "seconds": seconds})
+    meta = {"report": {k: scrub(v, who)[0] for k, v in fields.items()}, "masked": dict(Counter(kind for kind, _ in found)), "stills": len(stills), "frames": stamps, "same": same}
+    group = f"patient-{patients.setdefault(patient, len(patients) + 1)}" if patient else f"study-{n}"
+    return {"image": images, "question": instruction("report", clean), "report": clean, "group": group, "id": f"study-{n}", "split": split_of(*(p.name for p in (near, *near.parents))), "meta": {k: v for k, v in meta.items() if v}}
+
+# %% ../nbs/04e_studies.ipynb #0057-exportde
 def _most(frames: str) -> int: # frames of one video at most; 0: all
     most = {"all": 0, "middle": 1, "first": 0}.get(str(frames), int(frames) if str(frames).isdigit() and int(frames) else None)
     if most is None: raise MedchatError("unknown choice of frames", frames, "Use all, middle, first or how many at most")
     return most
 
-def _video_frames(path: Path, fps: float, frames: str) -> Iterator[tuple[float, bytes]]:
-    "The chosen frames of a video as JPEG, with their seconds."
-    for seconds, image in read_video(path, fps, _most(frames)):
-        yield seconds, to_bytes(image, "JPEG")
-        if frames == "first": return
+def _video_frames(path: Path, k: int, fps: float, frames: str) -> Iterator[tuple[float, bytes]]:
+    "The chosen frames of a video as JPEG, with their seconds; ValueError that names it by its number."
+    try:
+        for seconds, image in read_video(path, fps, _most(frames)):
+            yield seconds, to_bytes(image, "JPEG")
+            if frames == "first": return
+    except MedchatError as e: raise ValueError(f"{e.problem}: video {k} ({e.hint})".replace(str(path), "it")) from e
 
 def _all_study_rows(source: Path, fps: float = 1.0, frames: str = str(MOST)) -> Iterator[tuple[str, Any]]:
     if not source.is_dir(): raise MedchatError("not a folder", source, "Give a study folder, or a folder of them")
     _most(frames); _check_rate(fps) # said before the first study
-    patients, studies, n = {}, [], 0
-    for here, files in walk(source):
-        if any(s == here or s in here.parents for s in studies[-1:]): continue
-        reports, held = [f for f in files if f.lower() in _reports], any(f.lower().endswith((*_stills, *_videos)) for f in files)
-        if not reports and not held: continue
-        if reports: studies.append(here)
-        n += 1; where = _study_name(source, here, n)
+    patients, n = {}, 0
+    for n, (here, reports) in enumerate(study_folders(source), 1):
+        where = f"study[{n}]"
         try: yield where, _study_row(source, here, n, reports, fps, frames, patients) if reports else Reject(where, "no report.txt, report.md or report.json beside these pictures")
-        except (ValueError, MedchatError) as e: yield where, Reject(where, f"{e.problem}: {Path(str(e.value)).name} ({e.hint})" if isinstance(e, MedchatError) else str(e))
+        except ValueError as e: yield where, Reject(where, str(e))
     if not n: raise MedchatError("no studies in", source, "A study is a folder with pictures or a video, and report.txt, report.md or report.json")
 
-# %% ../nbs/04e_studies.ipynb #0051-exportde
+# %% ../nbs/04e_studies.ipynb #0058-exportde
 def _sniff_study(source: Path) -> str:
     if not source.is_dir(): return ""
     reports, held = [], []

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 from .core import MedchatError, Record, Turn, need
-from .readers import (Reject, answer_type, csv_rows, first_keys, held_image, image_path, json_file, json_lines, json_rows, parquet_rows,
+from .readers import (Reject, _open, answer_type, csv_rows, first_keys, held_image, image_path, json_file, json_lines, json_rows, parquet_rows,
                              reader, to_text)
 
 # %% auto #0
@@ -143,7 +143,7 @@ def beside(
     path: str,  # relative to it
 ) -> str:
     "The path as it is, or under images/ where only there a file stands: sets often name `a.png` and keep `images/a.png`."
-    return f"images/{path}" if not (base/path).exists() and (base/"images"/path).exists() else path
+    return f"images/{path}" if not os.path.exists(base/path) and os.path.exists(base/"images"/path) else path # False, and no exception, for a name that is too long
 
 # %% ../nbs/04d_tables.ipynb #0017-exportde
 def to_row_record(
@@ -152,6 +152,7 @@ def to_row_record(
     row: dict,  # role -> value, as `pick` gives it
 ) -> tuple[Record, dict[str, bytes]]: # and the pictures that stood in the row
     "A row under our names as a Record; ValueError when it cannot be one."
+    if not isinstance(row, dict): raise ValueError(f"a row must be an object, not {type(row).__name__}")
     role, meta = next(r for r in ("answer", "report", "caption") if r in row), dict(row.get("meta") or {})
     images, blobs = _images(base, row.get("image"))
     if "image" in row and not images: raise ValueError("no image")
@@ -190,10 +191,10 @@ def _sheet(path: Path):
     "The open workbook and its first sheet with something in it."
     import openpyxl
     if path.suffix.lower() == ".xls": raise MedchatError("the old Excel format", path, "Save it as .xlsx or .csv")
-    with open(path, "rb") as f:
-        if f.read(40).startswith(b"version https://git-lfs"): raise MedchatError("a Git LFS pointer, not the data", path, "Run: git lfs pull")
+    _open(path).close() # says so when it is a pointer of Git LFS
     with zipfile.ZipFile(path) as z:
-        if sum(i.file_size for i in z.infolist()) > UNPACKED: raise MedchatError("an Excel file too large to unpack", path, "Save it as .csv")
+        bomb = any(i.file_size > max(1 << 26, 100 * i.compress_size) for i in z.infolist()) # real sheets shrink to a tenth or so
+        if bomb or sum(i.file_size for i in z.infolist()) > UNPACKED: raise MedchatError("an Excel file too large to unpack", path, "Save it as .csv")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # of styles and validations, which are not read
         book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
@@ -312,8 +313,8 @@ def few_files(
         for e in entries:
             if (seen := seen + 1) > limit: return
             if e.name.startswith("."): continue
-            if e.is_dir() and depth < 5: todo.append((Path(e.path), depth + 1))
-            elif e.is_file(): yield Path(e.path)
+            if os.path.isdir(e.path) if e.is_symlink() else e.is_dir(): todo += [(Path(e.path), depth + 1)] * (depth < 5) # a DirEntry complains of a link that leads to itself
+            elif os.path.isfile(e.path) if e.is_symlink() else e.is_file(): yield Path(e.path)
 
 # %% ../nbs/04d_tables.ipynb #0030-exportde
 def _pairs(source: Path, here: Path, files: list[str]) -> Iterator[tuple[str, Any]]:
@@ -336,6 +337,7 @@ def _pairs(source: Path, here: Path, files: list[str]) -> Iterator[tuple[str, An
 # %% ../nbs/04d_tables.ipynb #0031-exportde
 def _text_row(path: Path, given: dict) -> dict | Reject:
     try:
+        if not path.is_file(): return Reject(given["image"], f"not a file: {path.name}") # reading a pipe would never end
         if (size := path.stat().st_size) > 1 << 20: return Reject(given["image"], f"a text of {size:,} bytes: {path.name}")
         if (data := path.read_bytes()).startswith(b"version https://git-lfs"): return Reject(given["image"], f"a Git LFS pointer, not a text: {path.name}")
         return {**given, "caption": data.decode("utf-8-sig")}
@@ -416,7 +418,8 @@ def find_parquet(
     if snapshots.is_dir(): # the cache of huggingface_hub: one folder for each revision
         main = source/"refs"/"main"
         kept = sorted(p for p in snapshots.iterdir() if p.is_dir())
-        if main.is_file() and (snapshots/main.read_text().strip()).is_dir(): kept = [snapshots/main.read_text().strip()]
+        named = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+        if re.fullmatch(r"[\w.-]{1,200}", named) and (snapshots/named).is_dir(): kept = [snapshots/named]
         if len(kept) != 1: raise MedchatError("several revisions in" if kept else "no revision in", snapshots, "Name the folder of one of them")
         source = kept[0]
     files = [here/f for here, fs in walk(source) for f in fs if f.endswith(".parquet")]

@@ -163,6 +163,7 @@ class PrintFile:
         self.file.write(print[32:])
         return len(self) - 1
 
+# %% ../nbs/02b_twins.ipynb #0026-exportpa
 @patch
 def hashes(self: PrintFile): # uint8 [n, 32]
     import numpy as np
@@ -190,7 +191,7 @@ def _held(prints) -> PrintFile: # what `find_twins` was given, as a PrintFile
     for p in prints: held.append(bytes(p))
     return held
 
-# %% ../nbs/02b_twins.ipynb #0027-exportco
+# %% ../nbs/02b_twins.ipynb #0028-exportco
 COARSE, BITS, LIKENESS = 14, 56, 0.98 # at most so many of the first 64 bits, and of all 256; at least so alike
 
 def _candidates(
@@ -218,7 +219,7 @@ def _wanted(i, j, g, *more): # arrays -> those of pairs i < j in two groups
     keep = (i < j) & (g[i] != g[j])
     return tuple(x[keep] for x in (i, j, *more))
 
-# %% ../nbs/02b_twins.ipynb #0028-exportde
+# %% ../nbs/02b_twins.ipynb #0029-exportde
 def _twins(
     prints: PrintFile,
     where,             # which of them to look at: indices [m], none blank
@@ -250,7 +251,7 @@ def find_twins(
     for i, j, d in _twins(prints, where, bits, likeness, lambda: alone): found += zip(where[i].tolist(), where[j].tolist(), d.tolist())
     return sorted(found)
 
-# %% ../nbs/02b_twins.ipynb #0031-exportde
+# %% ../nbs/02b_twins.ipynb #0032-exportde
 def _root(up, i: int) -> int: # the end of the chain that starts at i; shortens it on the way
     while up[i] != i: up[i] = i = up[up[i]]
     return i

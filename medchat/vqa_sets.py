@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from .core import MedchatError, Record, Turn
-from .readers import (Reject, answer_type, csv_rows, first_keys, held_image, image_path, json_file, json_lines, json_rows,
+from .readers import (Reject, _open, answer_type, csv_rows, first_keys, held_image, image_path, json_file, json_lines, json_rows,
                              parquet_rows, qa, reader, to_text)
 
 # %% auto #0
@@ -22,7 +22,7 @@ def _homes(source: Path) -> Iterator[Path]:
     below = [source]
     for _ in range(5):
         yield below[0]
-        below = sorted(Path(e.path) for e in os.scandir(below[0]) if e.is_dir() and not e.name.startswith((".", "__")))
+        below = sorted(Path(e.path) for e in os.scandir(below[0]) if (os.path.isdir(e.path) if e.is_symlink() else e.is_dir()) and not e.name.startswith((".", "__")))
         if len(below) != 1: break
     yield from below[:20]
 
@@ -377,6 +377,7 @@ def _endo_home(source: Path) -> tuple[Path, list[Path]]:
     if (source/"vqa").is_dir(): return source.parent, [p for p in _endo_files(source.parent) if source in p.parents]
     return _files(source, _endo_files, "EndoVis-18-VQA", "It must hold seq_*/vqa/Classification/*_QA.txt")
 
+# %% ../nbs/04a_vqa_sets.ipynb #0045-exportde
 def _endo_rows(source: Path, subset: str = "") -> Iterator[tuple[str, Any]]:
     "Each question of each line; `subset` is \"classification\" or \"sentence\"."
     home, files = _endo_home(source)
@@ -385,7 +386,11 @@ def _endo_rows(source: Path, subset: str = "") -> Iterator[tuple[str, Any]]:
     if subset.lower() not in kinds: raise MedchatError("no such subset of EndoVis-18-VQA here", subset, f"Here are: {', '.join(sorted(kinds))}")
     number = lambda p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p.relative_to(home).as_posix())]
     for path in sorted((p for p in files if p.parent.name.lower() == subset.lower()), key=number):
-        for n, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            image_path(home, path.relative_to(home).as_posix()) # no link out of the folder
+            with _open(path) as f: lines = f.read().splitlines()
+        except (ValueError, MedchatError) as e: yield (where := path.relative_to(home).as_posix()), Reject(where, getattr(e, "problem", "the file is a link out of the folder")); continue
+        for n, line in enumerate(lines, 1):
             where = f"{path.relative_to(home).as_posix()}:{n}"
             try: asked, bar, answer = line.decode("utf-8-sig").partition("|")
             except UnicodeDecodeError: yield where, Reject(where, "not UTF-8 text", ascii(line)[:500]); continue
@@ -394,7 +399,7 @@ def _endo_rows(source: Path, subset: str = "") -> Iterator[tuple[str, Any]]:
             parts = _TWO.split(asked)
             for k, q in enumerate(parts, 1): yield f"{where}.{k}" if len(parts) > 1 else where, {"frame": path.stem.split("_")[0], "question": q, "answer": answer}
 
-# %% ../nbs/04a_vqa_sets.ipynb #0045-exportde
+# %% ../nbs/04a_vqa_sets.ipynb #0046-exportde
 def _sniff_endo(source: Path) -> str:
     try: files = _endo_home(source)[1]
     except (MedchatError, OSError): return ""
@@ -416,7 +421,7 @@ def endovis18_vqa(
     return Record(_id("endovis18_vqa", place if kind == "Classification" else f"{kind.lower()}/{place}"), [_under(home, folders, f"{row['frame']}.png")], turns, "vqa",
                   answer_type(turns[1].text), split, sequence, "EndoVis-18-VQA", meta={"subset": kind.lower()})
 
-# %% ../nbs/04a_vqa_sets.ipynb #0048-exportma
+# %% ../nbs/04a_vqa_sets.ipynb #0049-exportma
 _MAPPING = "id_to_img_mapping_frontal_reports.json"
 
 def _restruct(source: Path) -> tuple[Path, list[Path]]:
@@ -442,7 +447,7 @@ def _restruct_rows(source: Path) -> Iterator[tuple[str, Any]]:
         if not isinstance(rows, list): yield where, Reject(where, f"not a list of questions: {path.name}", rows); continue
         for n, row in enumerate(rows, 1): yield f"{where}[{n}]", {"report": path.stem, "images": pictures.get(path.stem), "row": row}
 
-# %% ../nbs/04a_vqa_sets.ipynb #0049-exportde
+# %% ../nbs/04a_vqa_sets.ipynb #0050-exportde
 def _joined(answers: Any) -> str:
     "The answers to one question as one text."
     if not isinstance(answers, list) or not answers: raise ValueError("no answer")
@@ -467,7 +472,7 @@ def rad_restruct(
     return Record(_id("rad_restruct", where.replace("_qa_pairs/", "-")), images, turns, "vqa", "closed" if options == {"yes", "no"} else "open", _split(where), row["report"],
                   "Rad-ReStruct", meta=meta)
 
-# %% ../nbs/04a_vqa_sets.ipynb #0052-exportpm
+# %% ../nbs/04a_vqa_sets.ipynb #0053-exportpm
 _PMC = {"": ("train.csv", "test.csv", "train_2.csv", "test_2.csv", "train2.csv", "test2.csv"), "v1": ("train.csv", "test.csv"),
         "v2": ("train_2.csv", "test_2.csv", "train2.csv", "test2.csv"), "clean": ("test_clean.csv",)}
 
@@ -493,7 +498,7 @@ def _chosen(row: dict, choices: list[str]) -> int:
     if not alike: raise ValueError(f"answer {told!r} is none of the choices" if told else "no answer")
     return alike[0]
 
-# %% ../nbs/04a_vqa_sets.ipynb #0053-exportre
+# %% ../nbs/04a_vqa_sets.ipynb #0054-exportre
 @reader("pmc_vqa", "PMC-VQA: train.csv and test.csv with images/, or train_2.csv and test_2.csv with figures/", rows=_pmc_rows, base=lambda s: _files(s, _pmc_all, "PMC-VQA", "It must hold train.csv and test.csv")[0],
         origin="https://arxiv.org/abs/2305.10415", sniff=_sniff(_pmc_all, {"Figure_path", "Question", "Choice A", "Choice D"}))
 def pmc_vqa(

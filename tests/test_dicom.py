@@ -375,3 +375,15 @@ def test_twelve_bit_jpeg_is_quiet(real_data, capfd):
     for name in ("JPEG-lossy.dcm", "JPGExtended.dcm"): assert first(read_dicom(real_data/"dicom"/"pydicom"/name))[0].std() > 20
     assert capfd.readouterr() == ("", "")
     with quietly(): pass
+
+def test_a_pipe_is_no_file(tmp_path):
+    import os
+    os.mkfifo(tmp_path/"x.dcm")
+    for f in (read_dicom, lambda p: list(dicom_files(p))):
+        with pytest.raises(MedchatError, match="not a file"): f(tmp_path/"x.dcm")
+    with pytest.raises(MedchatError, match="not a file"): read_dicom(tmp_path)
+
+def test_messages_hold_no_values():
+    ds = made(PixelData=b"\0\0"); ds.SOPClassUID = "Smithson"; ds.file_meta.TransferSyntaxUID = "Ann Smithson"
+    with pytest.raises(MedchatError) as e: list(to_frames(ds))
+    assert "Smithson" not in str(e.value).split(". ")[0]

@@ -1,5 +1,5 @@
 "Studies: DICOM folders, study folders and videos: nothing lost, nobody named."
-import io, json, random
+import io, json, random, re
 from collections import Counter
 import av, numpy as np, pytest
 from hypothesis import given, strategies as st
@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from medchat import studies
 from medchat.core import MedchatError, Record
 from medchat.readers import Reject, read_records, recognise
-from medchat.studies import Texts, find_dicom, identifiers, mask_name, read_video, report_text, spread, tag_text, to_bytes
+from medchat.studies import Texts, find_dicom, hide_folders, identifiers, mask_name, read_video, report_text, spread, study_folders, tag_text, to_bytes, without_metadata
 
 ROOT = "1.2.826.0.1.3680043.10.9999"
 SECRETS = ("smithson", "ann marie", "00412-77", "00412", "19500212", "20240229", "9999.5", "a-2024-118", "lovelace")
@@ -238,14 +238,15 @@ def test_study_folders(tmp_path):
         "test/l/report.txt": "L", "test/l/1.png": 1, "m/report.txt": "x" * (1 << 21), "m/1.png": 1, "empty/readme.md": "x", "n/report.txt": "N", "n/report.json": {}, "n/1.png": 1, ".git/report.txt": "x"})
     found = read(tmp_path, "study")
     got = {x.where: (x.answer, len(x.images), x.kind, x.split) if isinstance(x, Record) else x.why for x in found}
-    assert got == {"a": ("A.", 3, "report", None), "b": ("Findings: F\nImpression: I", 17, "report", None), "c/deep": ("C.", 1, "report", None), "d": "no report.txt, report.md or report.json beside these pictures", "e": "no image or video", "f": "empty report", "g": "not UTF-8 text",
-        "h": "not JSON", "i": "the report is list, not an object", "j": got["j"], "k": "no image or video: it holds DICOM, so read it with --format dicom --texts", "m": "a report of 2,097,152 bytes", "n": "two reports: report.json, report.txt", "test/l": ("L", 1, "report", "test")}
-    assert "damaged video: x.mp4" in got["j"] and str(tmp_path) not in got["j"]
+    want = [("A.", 3, "report", None), ("Findings: F\nImpression: I", 17, "report", None), ("C.", 1, "report", None), "no report.txt, report.md or report.json beside these pictures", "no image or video", "empty report", "not UTF-8 text",
+        "not JSON", "the report is list, not an object", "damaged video: video 1", "no image or video: it holds DICOM, so read it with --format dicom --texts", "a report of 2,097,152 bytes", "two reports: report.json, report.txt", ("L", 1, "report", "test")]
+    assert got.pop("study[10]").startswith(want.pop(9)) and list(got.values()) == want and list(got) == [f"study[{n}]" for n in range(1, 15) if n != 10]
+    assert [p.relative_to(tmp_path).as_posix() for p, _ in study_folders(tmp_path)] == ["a", "b", "c/deep", "d", "e", "f", "g", "h", "i", "j", "k", "m", "n", "test/l"]
     a, b = found[0], found[1]
-    assert a.images == ["a/2.png", "a/10.png", "a/more/1.jpg"] and a.group == a.id == "a" and not a.blobs and a.meta["stills"] == 3
-    assert len(b.blobs) == 16 and b.images[0] == "b/still.png" and [f["seconds"] for f in b.meta["frames"]][:2] == [0, 3.0] and b.meta["frames"][-1]["seconds"] == 39 and b.meta["report"] == {"findings": "F", "impression": "I"}
+    assert a.images == list(a.blobs) and a.group == a.id == "study-1" and a.meta["stills"] == 3 and [Image.open(io.BytesIO(d)).getpixel((0, 0)) for d in a.blobs.values()] == [2, 1, 3] # 2.png before 10.png
+    assert len(b.blobs) == 17 and [f["seconds"] for f in b.meta["frames"]][:2] == [0, 3.0] and b.meta["frames"][-1] == {"video": 1, "seconds": 39} and b.meta["report"] == {"findings": "F", "impression": "I"}
     assert recognise(tmp_path)[0] == recognise(tmp_path/"a")[0] == recognise(tmp_path/"c")[0] == "study"
-    assert [r.id for r in read(tmp_path/"a", "study")] == ["a"]
+    assert [r.id for r in read(tmp_path/"a", "study")] == ["study-1"]
 
 def test_study_frames(tmp_path):
     make(tmp_path, {"a/report.txt": "A.", "a/x.mp4": dict(seconds=20, rate=2)})
@@ -265,6 +266,15 @@ def test_links_and_pointers_in_studies(tmp_path):
     (tmp_path/"secret.txt").write_text("secret"); make(tmp_path/"set", {"a/1.png": 1, "b/report.txt": "B", "c/report.txt": "version https://git-lfs.github.com/spec/v1\n", "c/1.png": 2}); video(tmp_path/"out.mp4")
     (tmp_path/"set"/"a"/"report.txt").symlink_to(tmp_path/"secret.txt"); (tmp_path/"set"/"b"/"x.mp4").symlink_to(tmp_path/"out.mp4")
     assert [w.split(":")[0] for w in whys(read(tmp_path/"set", "study"))] == ["image is a link out of the source folder", "image is a link out of the source folder", "a Git LFS pointer, not a report"]
+
+def test_pipes_and_folders_are_no_files(tmp_path):
+    "A pipe would wait for ever."
+    import os
+    save(tmp_path/"d"/"a.dcm"); os.mkfifo(tmp_path/"d"/"b.dcm"); make(tmp_path/"s", {"a/report.txt": "A.", "a/1.png": 1, "b/1.png": 2, "c/report.txt": "C.", "e/report.txt": "12", "e/1.png": 3})
+    os.mkfifo(tmp_path/"s"/"a"/"2.png"); os.mkfifo(tmp_path/"s"/"b"/"report.txt"); os.mkfifo(tmp_path/"s"/"c"/"x.mp4")
+    assert whys(read(tmp_path/"d")) == ["it holds no DICOM image"] and whys(read(tmp_path/"s", "study")) == ["not a file", "not a file", "not a file", "a report without words"]
+    with pytest.raises(MedchatError, match="not a file"): list(read_video(tmp_path/"s"/"c"/"x.mp4"))
+    with pytest.raises(MedchatError, match="not a file"): read(tmp_path/"d"/"b.dcm")
 
 def test_names_in_no_encoding(tmp_path):
     import os
@@ -287,10 +297,136 @@ def test_which_fields_name_somebody(key, kept):
 def test_study_folder_names(tmp_path):
     make(tmp_path, {"2024-02-29_00412771/report.txt": "A.", "2024-02-29_00412771/1.png": 1, "2024-02-29_00412772/report.txt": "B.", "2024-02-29_00412772/1.png": 2, "case 7/report.txt": "C.", "case 7/1.png": 3})
     found = read(tmp_path, "study")
-    assert len({r.id for r in found}) == len({r.group for r in found}) == 3 and found[2].id == "case 7" and not any("004127" in r.id + r.group + r.where for r in found)
+    assert len({r.id for r in found}) == len({r.group for r in found}) == 3 and not any("004127" in said([r]) or "case" in r.id + r.group for r in found)
 
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3), max_leaves=8)
 @given(st.dictionaries(st.sampled_from(["findings", "Impression", "patientName", "patient", "x", "recommendations", "date", "clinicalHistory", ""]), values, max_size=8))
 def test_any_report(held):
     text, fields, who, number = report_text(held)
     assert isinstance(text, str) and not {"patientName", "patient", "date"} & set(fields)
+
+# ---- pictures that others have written
+def noted(suffix, mode="RGB", side=1, seed=1, **how):
+    from PIL.PngImagePlugin import PngInfo
+    out, exif, notes = io.BytesIO(), Image.Exif(), PngInfo(); exif[274], exif[270] = side, "Ann Smith"; notes.add_itxt("Comment", "Ann Smith")
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 30, 3)).astype(np.uint8)).convert(mode)
+    image.save(out, suffix, exif=exif, **how, **({"comment": b"Ann Smith"} if suffix in ("JPEG", "GIF") else {"pnginfo": notes} if suffix == "PNG" else {}))
+    return out.getvalue()
+
+@pytest.mark.parametrize("suffix,mode,how", [("JPEG", "RGB", {}), ("JPEG", "L", {"progressive": True}), ("JPEG", "RGB", {"progressive": True, "quality": 30}), ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"restart_marker_blocks": 1}), ("PNG", "RGB", {}), ("PNG", "P", {}), ("PNG", "LA", {}),
+    ("PNG", "I;16", {}), ("PNG", "1", {}), ("WEBP", "RGB", {}), ("TIFF", "RGB", {}), ("TIFF", "I;16", {}), ("GIF", "P", {})])
+@pytest.mark.parametrize("side", [1, 3, 6])
+def test_pictures_without_their_notes(suffix, mode, how, side):
+    from medchat.images import to_rgb
+    if mode == "I;16":
+        out, exif = io.BytesIO(), Image.Exif(); exif[274], exif[270] = side, "Ann Smith"
+        Image.fromarray((np.arange(600).reshape(20, 30) * 90).astype(np.uint16)).save(out, suffix, exif=exif); before = out.getvalue()
+    else: before = noted(suffix, mode, side, **how)
+    after = without_metadata(before + b"Ann Smith")
+    assert b"Ann Smith" not in after and without_metadata(after) == after
+    assert np.array_equal(np.asarray(to_rgb(Image.open(io.BytesIO(after)))), np.asarray(to_rgb(Image.open(io.BytesIO(before)))))
+
+def test_damaged_pictures_end_in_a_line():
+    rng = random.Random(2)
+    for whole in (noted("JPEG", progressive=True), noted("PNG", "P"), noted("TIFF"), noted("WEBP")):
+        for k in range(60):
+            data = bytearray(whole); n = rng.randrange(len(data))
+            data = data[:n] if k % 2 else data[:n] + bytes([rng.randrange(256)]) + data[n + 1:]
+            try: without_metadata(bytes(data))
+            except MedchatError as e: assert "\n" not in str(e)
+
+@pytest.mark.parametrize("name,hidden", [("a.dcm", "a.dcm"), ("Smith_Ann/IM1", "XXXX/IM1"), ("Li-Wei/li_3.dcm", "XXXX/XXXX_3.dcm"), ("series 3/ct_chest/IM0004", "series 3/ct_chest/IM0004"), ("98/CT5N/2062", "98/CT5N/2062"), ("Søren/x/søren.dcm", "XXXX/x/XXXX.dcm"), ("smithson/smithsonian.dcm", "XXXX/smithsonian.dcm"), ("", "")])
+def test_folders_are_hidden(name, hidden): assert hide_folders(name) == hidden
+
+@given(st.text(max_size=30))
+def test_any_folder(name): assert hide_folders(name).count("/") == name.count("/")
+
+# ---- from one end to the other: what stands in a dataset folder
+PEOPLE = [("Brannigan", "Adelheid", "77120-4", "19410307"), ("Castellanos", "Dmitri", "MC558102", "19620918"), ("Eskildsen", "Ottoline", "00934.12", "19550721"), ("Fairweather", "Percival", "8841207", "19300215"), ("Kowalczyk", "Rosalind", "K-20117", "19981130")]
+PLANTED = ["Okonkwo", "Mount Ararat", "14 Juniper Road", "(555) 014-7788", "CASTLE7", "R4471902", "Lindqvist"]
+
+def archive(home):
+    "32 files of five patients in ten kinds, with identifiers in tags, names and folders; the strings that must not get out."
+    gone = [*PLANTED]
+    for n in range(32):
+        family, given, number, born = PEOPLE[n % 5]; study, when = 100 + n // 2 * 2 + n % 5 * 1000, f"2021{n % 12 + 1:02}{n % 27 + 1:02}"
+        modality = ("CR", "CT", "MR", "MG", "PT", "NM", "XA", "RF", "US", "OT")[n % 10]
+        ds = film(n + 1, study, modality=modality, frames=3 if modality == "XA" else 0, PatientName=f"{family}^{given}", PatientID=number, PatientBirthDate=born, StudyDate=when, SeriesDate=when, AccessionNumber="R4471902", InstitutionName="Mount Ararat Hospital",
+            ReferringPhysicianName="Okonkwo^Ada", PatientAddress="14 Juniper Road", PatientTelephoneNumbers="(555) 014-7788", StationName="CASTLE7", StudyDescription=f"CHEST {family} {when}", ImageComments=f"{given} {family}, MRN {number}, read by Dr. Lindqvist", OperatorsName="Lindqvist^Per")
+        ds.private_block(0x0009, "ACME", create=True).add_new(1, "LO", f"{family} private")
+        path = save(home/f"{family}_{given}"/f"study {when}"/(f"{family}{n}_{number}.dcm", f"{ds.SOPInstanceUID}", f"IM{n:04}", f"{given[0]}{family}_{born}_{n}.dcm")[n % 4], ds)
+        gone += [family, number, born, when, f"{when[:4]}-{when[4:6]}-{when[6:]}", str(ds.StudyInstanceUID), str(ds.SOPInstanceUID), path.name if n % 4 != 2 else family, path.parent.name, given]
+    whole = path.read_bytes()
+    (path.parent/f"{family}_cut.dcm").write_bytes(whole[:len(whole) // 2]); (path.parent/f"{family}.dcm").write_bytes(b"none"); gone += [f"{family}_cut"]
+    with open(home.parent/"texts.csv", "w") as f:
+        f.write("StudyInstanceUID,report,ward\n")
+        for n in range(0, 32, 3): f.write(f"{ROOT}.{100 + n // 2 * 2 + n % 5 * 1000},\"{PEOPLE[n % 5][1]} {PEOPLE[n % 5][0]} (MRN {PEOPLE[n % 5][2]}) was seen by Dr. Okonkwo. Film {n} is clear.\",CASTLE7\n")
+        f.write(f"{ROOT}.99999,Brannigan is well.,CASTLE7\n")
+    return sorted(set(gone), key=len, reverse=True)
+
+def everything(out): # every byte of a dataset folder, and the names of its files; the pictures of rows apart
+    from datasets import load_from_disk
+    files = {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    return files, [row for split in load_from_disk(str(out)).values() for row in split.cast_column("images", __import__("datasets").List(__import__("datasets").Image(decode=False)))]
+
+def chunks(png): # the kinds of a PNG's chunks
+    at, kinds = 8, []
+    while at < len(png): kinds.append(png[at + 4:at + 8]); at += 12 + int.from_bytes(png[at:at + 4], "big")
+    return kinds
+
+def nothing_of(gone, files):
+    for name, data in files.items():
+        low = name.encode().lower() + b"\n" + data.lower()
+        assert not [g for g in gone if g.lower().encode() in low], (name, [g for g in gone if g.lower().encode() in low])
+
+@pytest.mark.parametrize("options", [{}, {"allow_burned_in": True, "frames": "all"}, {"texts": "texts.csv", "allow_burned_in": True}])
+def test_an_archive_from_end_to_end(tmp_path, options):
+    from medchat.curate import convert
+    gone, key = archive(tmp_path/"set"), "0123456789abcdef"
+    if "texts" in options: options = options | {"texts": tmp_path/"texts.csv"}
+    out = convert(tmp_path/"set", tmp_path/"out", "dicom", max_rejects=1, shares="60/20/20", shift_key=key, **options)
+    files, rows = everything(out)
+    nothing_of([*gone, key, key[::-1]], files)
+    assert len(rows) >= 10 and {"report.md", "report.json", "images.jsonl", "splits.json", "rejects.jsonl"} <= set(files) and any(n.endswith(".arrow") for n in files)
+    splits = {}
+    for row in rows:
+        assert all(re.fullmatch(r"images/[0-9a-f]{24}\.png", p) for p in row["image_paths"]) and re.fullmatch("P-[0-9A-F]{12}", row["group"])
+        assert all(set(chunks(i["bytes"])) == {b"IHDR", b"IDAT", b"IEND"} for i in row["images"]) and json.loads(row["meta"])["removed"]["private removed"] > 0
+        splits.setdefault(row["group"], set()).add(row["split"])
+    assert len(splits) >= 4 and all(len(s) == 1 for s in splits.values()) and len(set.union(*splits.values())) == 3
+    report = json.loads(files["report.json"]); page = files["report.md"].decode()
+    assert "## De-identification" in page and all(f"| {what} | {report['removed'][what]:,} |" in page for what in ("private removed", "uids mapped", "dates shifted", "names and ids replaced", "texts masked"))
+    assert report["rows"]["in"] == sum(1 for _ in (out/"rejects.jsonl").open()) + len(rows)
+
+def test_the_same_key_gives_the_same_bytes(tmp_path):
+    from medchat.curate import convert
+    archive(tmp_path/"set"); tree = lambda out: everything(out)[0]
+    convert(tmp_path/"set", tmp_path/"a", "dicom", max_rejects=1, shares="60/20/20", shift_key="0123456789abcdef"); convert(tmp_path/"set", tmp_path/"b", "dicom", max_rejects=1, shares="60/20/20", shift_key="0123456789abcdef")
+    a, b = tree(tmp_path/"a"), tree(tmp_path/"b")
+    assert list(a) == list(b) and [n for n in a if a[n] != b[n]] == []
+    convert(tmp_path/"set", tmp_path/"c", "dicom", max_rejects=1, shares="60/20/20"); convert(tmp_path/"set", tmp_path/"d", "dicom", max_rejects=1, shares="60/20/20")
+    groups = [{r["group"] for r in everything(tmp_path/n)[1]} for n in "acd"]
+    assert [len(g) for g in groups] == [5] * 3 and not groups[0] & groups[1] and not groups[1] & groups[2], "without it everybody gets another name each time"
+
+def test_the_samples_from_end_to_end(tmp_path):
+    from medchat.core import sample_data
+    from medchat.curate import convert
+    files, rows = everything(convert(sample_data()/"dicom", tmp_path/"out", "dicom", allow_burned_in=True, shares="70/30"))
+    nothing_of(["Sample^Ada", "Ada", "SA-100", "Example^Bo", "Muster", "19540312", "20240229", "1.2.826.0", "29.02.2024", "film1", "palette.dcm"], files)
+    assert len(rows) == 6 and len({r["group"] for r in rows}) == 3
+
+def test_study_folders_from_end_to_end(tmp_path):
+    from medchat.curate import convert
+    for n in range(12):
+        family, given, number, born = PEOPLE[n % 5]; folder = tmp_path/"set"/f"{family}_{given}_{born}"/f"visit_{number}_{n}"; folder.mkdir(parents=True)
+        (folder/f"{family}_{n}.jpg").write_bytes(noted("JPEG", side=6, seed=n).replace(b"Ann Smith", family[:9].ljust(9).encode())); Image.effect_noise((40 + n, 30), 60).save(folder/f"{given}.png")
+        if n == 3: video(folder/f"{family}.mp4", seconds=2)
+        if n % 2: (folder/"report.json").write_text(json.dumps({"patient_name": f"{given} {family}", "patient_id": number, "findings": f"{family} has a polyp, case {n}.", "exam_date": born}))
+        else: (folder/"report.txt").write_text(f"Patient: {family}, {given}\nMRN {number}, DOB {born}. A polyp, case {n}. Dr. Okonkwo")
+    (folder/"report.md").write_text("another"); (tmp_path/"set"/"Fairweather_P").mkdir(); (tmp_path/"set"/"Fairweather_P"/"Fairweather.png").write_bytes(b"none")
+    out = convert(tmp_path/"set", tmp_path/"out", "study", max_rejects=1, shares="60/20/20"); files, rows = everything(out)
+    nothing_of([x for p in PEOPLE for x in p] + ["Okonkwo", "visit_"], files)
+    assert len(rows) == 11 and all(re.fullmatch(r"images/[0-9a-f]{24}\.(png|jpg)", p) for r in rows for p in r["image_paths"]) and all(re.fullmatch(r"(study|patient)-\d+", r["group"]) for r in rows)
+    seen = {}
+    for r in rows: seen.setdefault(r["group"], set()).add(r["split"])
+    assert all(len(s) == 1 for s in seen.values())
