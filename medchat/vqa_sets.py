@@ -94,11 +94,11 @@ def _some(home: Path, *patterns: str) -> list[Path]:
 
 # %% ../nbs/04a_vqa_sets.ipynb #0014-exportde
 def _sniff(files: Callable, *shapes: set, named: str = "") -> Callable:
-    "A `sniff` for files whose first row has all fields of a shape; `named`: letters that must stand in the folder's name or card, for Parquet."
+    "A `sniff` for files whose first row has all fields of a shape; `named`: the last shape is for Parquet whose folder or card bears these letters."
     def sniff(source: Path) -> str:
         for path in _layout(source, files)[1][:8]:
             shape = next((s for s in shapes if s <= first_keys(path)), None)
-            if shape and (path.suffix != ".parquet" or not named or _bears(path.parent, named)): return f"{path.name} holds {', '.join(sorted(shape))}"
+            if shape and (not named or shape is not shapes[-1] or path.suffix == ".parquet" and _bears(path.parent, named)): return f"{path.name} holds {', '.join(sorted(shape))}"
         return ""
     return sniff
 

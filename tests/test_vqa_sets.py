@@ -103,6 +103,15 @@ def test_a_parquet_file_without_a_name_is_nobodys(tmp_path):
     put(tmp_path/"x"/"train.parquet", [dict(image=png(), question="q?", answer="a")])
     assert not any(f.sniff(tmp_path/"x") for n in SETS if (f := find_format(tmp_path, n)))
 
+@pytest.mark.parametrize("name", ["trainset.json", "testset.json", "VQA_RAD Dataset Public.json"])
+def test_a_json_list_of_ones_own_is_not_vqa_rad(tmp_path, name):
+    "Only VQA-RAD's own fields make a JSON file VQA-RAD: a hospital's rows must not get its name and licence, whatever their file and folder are called."
+    for folder in ("ward", "vqa-rad"):
+        path = put(tmp_path/folder/name, [dict(image="a.jpg", question="Large?", answer="no")])
+        for source in (tmp_path/folder, path): assert not any(f.sniff(source) for n in SETS if (f := find_format(source, n)))
+    assert recognise(path)[0] == "table"
+    put(tmp_path/"ward"/name, [RAD]); assert recognise(tmp_path/"ward")[0] == "vqa_rad"
+
 # ---- slake
 SETS = ("vqa_rad", "slake", "path_vqa", "kvasir_vqa", "kvasir_vqa_x1", "endovis18_vqa", "rad_restruct", "pmc_vqa")
 
