@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_curate.ipynb #0004-exportfr
 from __future__ import annotations
-import hashlib, json, os, re, shutil, sqlite3
+import hashlib, inspect, json, os, re, shutil, sqlite3
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Literal
@@ -287,8 +287,10 @@ def _check_rejects(tally: Tally, kept: int, limit: float, source: str, rejects: 
     if n <= limit * tally.n_in and kept: return
     kept_list = out.with_name(f"{out.name}.rejects.jsonl")
     os.replace(rejects, kept_list)
+    first = tally.why.most_common(1)[0][0]
+    hint = {"no such image": " Where the images lie elsewhere: --images DIR.", "not UTF-8 text": " Save the file as UTF-8 (in Excel: CSV UTF-8)."}.get(first, "")
     reasons = "; ".join(f"{why}: {k:,}, such as {tally.examples[why][0]}" for why, k in tally.why.most_common(3))
-    raise MedchatError(f"{n:,} of {tally.n_in:,} rows were rejected", reasons, f"All of them: {kept_list}." + (" To go on without them: --max-rejects 1" if kept else ""))
+    raise MedchatError(f"{n:,} of {tally.n_in:,} rows were rejected", reasons, f"All of them: {kept_list}.{hint}" + (" To go on without them: --max-rejects 1" if kept else ""))
 
 def _fingerprint(db: sqlite3.Connection) -> str:
     "sha256 over the records, their images and their splits: equal data, equal fingerprint."
@@ -358,6 +360,19 @@ def _source_name(source: str | Path, f: Reader) -> str: # a folder from a hospit
     return Path(source).resolve().name if f.local else str(source)
 
 # %% ../nbs/06_curate.ipynb #0033-exportde
+def _check_source(source: str | Path):
+    if is_dataset(source): raise MedchatError("a dataset folder already", source, "Look at it with medchat stats or medchat show; medchat export-data writes it for other tools")
+
+def _given(values: dict) -> list[str]: # the parameters of `convert` and their values
+    "The options that differ from their defaults, as words of a command; without those that a split without leaks does not need."
+    words = []
+    for name, about in inspect.signature(convert).parameters.items():
+        value = values[name]
+        if name in ("source", "out", "format", "keep_splits", "shares", "force", "num_proc") or value == about.default: continue
+        words += [f"--{name.replace('_', '-')}"] + ([] if value is True else ["KEY" if name == "shift_key" else str(value)])
+    return words
+
+# %% ../nbs/06_curate.ipynb #0034-exportde
 def convert(
     source: str,             # file or folder as published, or the id of a data set on the Hub
     out: Path,               # dataset folder to write
@@ -388,12 +403,16 @@ def convert(
     streaming: bool = False,     # hub: read without storing the data set first
 ) -> Path:                       # the dataset folder
     "Turn a published data set into a dataset folder, with a report."
-    out, f, wanted = Path(out), find_format(source, format), to_shares(shares)
+    more = _given(locals())
+    _check_source(source)
+    if not 0 <= max_rejects <= 1: raise MedchatError("max_rejects is a share from 0 to 1", max_rejects, "A fifth of the rows: --max-rejects 0.2")
+    if num_proc is not None and num_proc < 1: raise MedchatError("num_proc must be at least 1", num_proc)
+    out, f, wanted = Path(out), find_format(source, format, columns), to_shares(shares)
     options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, frames=frames, texts=texts, allow_burned_in=allow_burned_in, shift_key=shift_key, fps=fps,
                                      revision=revision, streaming=streaming).items() if v not in (None, False)}
     items = read_records(source, f.name, images, **options)
     _clear_killed(out); _check_out(source, out, force)
-    made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local else "", source=_source_name(source, f),
+    made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local and not columns else "", source=_source_name(source, f),
                 split="published" if keep_splits else f"by group, {shares}", seed=seed, repeats=repeats, options={k: Path(v).name if k == "texts" else str(v) for k, v in options.items() if k != "shift_key"})
     with replacing(out) as tmp:
         tmp.mkdir()
@@ -405,10 +424,11 @@ def convert(
             found = find_conflicts(db, drop=conflicts == "drop")
             split_rows(db, keep_splits, seed, wanted)
             report = _write(db, shelf, tally, tmp, made, found)
-    print(summary(report, source, out))
+    out.with_name(f"{out.name}.rejects.jsonl").unlink(missing_ok=True) # of an attempt that was stopped
+    print(summary(report, source, out, more))
     return out
 
-# %% ../nbs/06_curate.ipynb #0043-exportde
+# %% ../nbs/06_curate.ipynb #0044-exportde
 def count(
     source: str,                 # file or folder as published, or the id of a data set on the Hub
     format: str = "auto",        # layout of the source; auto recognises it and says how
@@ -418,7 +438,8 @@ def count(
     revision: str | None = None, # hub: commit, branch or tag
 ) -> str:                        # a table
     "Count the rows of a data set by split and kind, without looking at its images."
-    f, tally, images = find_format(source, format), Tally(), set()
+    _check_source(source)
+    f, tally, images = find_format(source, format, columns), Tally(), set()
     options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, revision=revision).items() if v is not None}
     for item in progress(read_records(source, f.name, **options), desc="reading"):
         tally.n_in += 1
@@ -429,13 +450,13 @@ def count(
         tally.read[split or "no split", f"{item.kind} {item.answer_type or ''}".strip()] += 1
         images.update(hash(p) for p in item.images)
     splits = sorted({s for s, _ in tally.read}, key=[*SPLITS, "no split"].index); kinds = sorted({k for _, k in tally.read})
-    how = recognise(source)[1] if format == "auto" and f.local else ""
+    how = recognise(source)[1] if format == "auto" and f.local and not columns else ""
     lines = [f"{f.name}" + (f": {how}" if how else ""), f"{tally.n_in:,} rows, {sum(tally.why.values()):,} rejected, {len(images):,} images named"]
     lines += [f"{'':16}" + "".join(f"{s:>12}" for s in splits)] + [f"{k:16}" + "".join(f"{tally.read[s, k]:>12,}" for s in splits) for k in kinds]
     lines += [f"{'all':16}" + "".join(f"{sum(n for (t, _), n in tally.read.items() if t == s):>12,}" for s in splits)]
     return "\n".join([*lines, *(f"rejected: {why}: {k:,}, such as {tally.examples[why][0]}" for why, k in tally.why.most_common(5))])
 
-# %% ../nbs/06_curate.ipynb #0048-exportde
+# %% ../nbs/06_curate.ipynb #0049-exportde
 def read_dataset(
     path: str | Path,         # a dataset folder
     split: str | None = None, # one split, or all of them

@@ -67,7 +67,11 @@ def recognise(
     found = [(f.name, how) for f in known_formats().values() if (how := f.sniff(Path(source)))]
     if found: return found[0]
     if pointer := _find_pointer(Path(source)): raise MedchatError("a Git LFS pointer, not the data", pointer, "Run: git lfs pull")
-    raise MedchatError("no format recognises", source, "See: medchat formats. Then name one with --format")
+    if _tables(Path(source)) and "table" in FORMATS: return "table", "it is a table" # whose reader says which columns it needs
+    raise MedchatError("no format recognises", source, "See: medchat formats. Then name the file with the rows, or the format with --format")
+
+def _tables(source: Path) -> bool: # a table, or a folder that holds one
+    return any(p.suffix.lower() in (".csv", ".tsv", ".xlsx") for p in ([source] if source.is_file() else source.iterdir() if source.is_dir() else []))
 
 def _find_pointer(source: Path) -> Path | None:
     "A file that Git LFS never fetched, among the first thousand."
@@ -80,9 +84,11 @@ def _find_pointer(source: Path) -> Path | None:
 def find_format(
     source: str | Path,
     format: str, # a name in FORMATS, or "auto"
+    columns: str | None = None, # what the user says of the columns: then a table is a table
 ) -> Reader:
     "The reader of a format; a one-line error when the format or the source does not exist."
     known = known_formats()
+    if format == "auto" and columns and Path(source).is_file() and _tables(Path(source)): format = "table"
     if format != "auto" and format not in known: raise MedchatError("unknown format", format, f"Known formats: auto, {', '.join(known)}")
     if (format == "auto" or known[format].local) and not Path(source).exists():
         if format == "auto" and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", str(source)) and "hub" in known: return known["hub"]
@@ -125,7 +131,7 @@ def read_records(
     **options,            # what the format's `rows` takes: language, columns, frames
 ) -> Iterator[Record | Reject]: # one for each row
     "Each row of a source as a Record or a Reject."
-    f = find_format(source, format)
+    f = find_format(source, format, options.get("columns"))
     source = Path(source) if f.local else source
     if wrong := [o for o in options if o not in f.options]:
         raise MedchatError(f"format {f.name} takes no option", wrong[0].replace("_", "-"), f"It takes: {', '.join(f.options) or 'none'}")

@@ -165,9 +165,10 @@ def fix_command(
     source: str | Path,
     format: str,
     out: str | Path,
+    more: list[str] = [], # other options that the user gave
 ) -> str:
     "The command that makes a split without leaks."
-    return shlex.join(["medchat", "convert", str(source), "--format", format, "--out", str(out), "--force"])
+    return shlex.join(["medchat", "convert", str(source), "--format", format, "--out", str(out), *more, "--force"])
 
 def _leak_part(report: dict) -> str:
     "What leaks, and what to do."
@@ -220,7 +221,7 @@ def _content_parts(r: dict) -> list[str]:
         ["largest", f"{im['largest'][0]} x {im['largest'][1]} pixels"], ["pictures that look like another one", im["near_duplicates"]],
         ["to be turned (EXIF)", im["turned"]], ["deeper than 8 bits (windowed when opened)", im["deep"]], ["records of which some were left out", r["chosen"]],
         ["beside them, named by no row", f"{im['unnamed']:,}" + "".join(f" (`{u}`)" for u in im["unnamed_first"][:1])]])]
-    part += ["## Where it comes from\n\n" + table(["what", "", "rows"], [[w, k, n] for w in ("source", "licence", "language") for k, n in r.get(w, {}).items()])]
+    part += ["## Where it comes from\n\n" + table(["what", "", "rows as read"], [[w, k, n] for w in ("source", "licence", "language") for k, n in r.get(w, {}).items()])]
     part += ["Figures of all this, and a sample of the rows: `medchat stats DIR`; row by row: `medchat show DIR`.\n"]
     return part + [f"Fingerprint of the content: `{r['fingerprint']}`. What is known of each image stands in `images.jsonl`.\n"]
 
@@ -229,16 +230,19 @@ def summary(
     report: dict, # as `make_report` gives it
     source: str | Path, # as the user named it, for the next command
     out: str | Path,    # likewise
+    more: list[str] = [], # other options that the user gave
 ) -> str:
     "What the terminal shows at the end."
     r, n, made = report, report["rows"], report["made"]
+    why = list(r["rejects"]["by_reason"].items())
+    if len(why) > 4: why = why[:3] + [("other reasons", sum(k for _, k in why[3:]))]
     lines = [f"{made['source']} ({made['format']}" + (f": {made['recognised']}" if made.get("recognised") else "") + f") -> {out}", f"  rows in    {n['in']:>7,}",
              f"  rows out   {n['out']:>7,}   " + ", ".join(f"{s} {x['rows']:,}" for s, x in r["splits"].items()),
-             f"  rejected   {n['rejected']:>7,}   " + ", ".join(f"{w}: {k:,}" for w, k in list(r["rejects"]["by_reason"].items())[:3])]
+             f"  rejected   {n['rejected']:>7,}   " + ", ".join(f"{w}: {k:,}" for w, k in why)]
     if n["repeats"]: lines += [f"  repeated   {n['repeats']:>7,}   dropped: the same question and answer about the same image"]
     if r["conflicts"]["rows"]: lines += [f"  conflicts  {r['conflicts']['rows']:>7,}   {'dropped' if r['conflicts']['dropped'] else 'kept'}: {r['conflicts']['questions']:,} questions have different answers"]
     if r["no_split"] and made["split"] == "published": lines += [f"  {r['no_split']:,} rows name no split and went to train"]
-    fix = fix_command(source, made["format"], out)
+    fix = fix_command(source, made["format"], out, more)
     lines += [f"  LEAK: {leak_line(x)}. Fix: {fix}" for x in r["leaks"]]
     if "test" not in r["splits"]: lines += [f"  NO TEST: nothing is held out to test on. Fix: {fix}"]
     train = shlex.join(["medchat", "train", "--data", str(out), "--base", "tiny-qwen2-vl", "--run", f"runs/{Path(out).name}"])

@@ -400,3 +400,37 @@ def test_vqa_rad_by_group(rad):
     images = {s: set(h for x in d["image_sha256"] for h in x) for s, d in data.items()}
     assert not images["test"] & images["train"] and not images["validation"] & images["train"] and not images["test"] & images["validation"]
     assert load_image(data["test"][0]["images"][0]).mode == "RGB"
+
+# ---- what a newcomer tripped over
+def test_columns_make_a_table(tmp_path, medchat):
+    home = tmp_path/"s"; [picture(home/f"{n}.png", n) for n in range(4)]
+    (home/"t.csv").write_text("Bild,Frage,Antwort\n" + "".join(f"{n}.png,Large {n}?,yes\n" for n in range(4)))
+    assert len(read_dataset(convert(home/"t.csv", tmp_path/"out", columns="image=Bild,question=Frage,answer=Antwort", keep_splits=True), "train")) == 4
+    bad = medchat("convert", "s/t.csv", "--out", "out2")
+    assert bad.returncode == 2 and "Bild, Frage, Antwort" in bad.stderr and "--columns" in bad.stderr
+
+def test_the_fix_that_is_printed_works(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path); home = tmp_path/"s"; [picture(tmp_path/f"elsewhere/{n}.png", n) for n in range(6)]
+    write(home, [line(n, [f"{n}.png"], q=f"Seen by Dr. Miller {n}?", group=f"p{n}", split="train") for n in range(6)] + [line("x", a="")])
+    convert("s", "out", images="elsewhere", scrub=True, max_rejects=.5, keep_splits=True)
+    fix = next(l for l in capsys.readouterr().out.splitlines() if "NO TEST" in l).partition("Fix: medchat ")[2]
+    assert "--images elsewhere" in fix and "--scrub" in fix and "--max-rejects 0.5" in fix
+    from medchat.cli import main
+    assert main(fix.split()) == 0 and set(read_dataset("out")) == {"train", "validation", "test"} and report(Path("out"))["removed"]
+
+def test_a_dataset_is_no_source(source, tmp_path):
+    out = convert(source, tmp_path/"out", "records")
+    for work in (lambda: convert(out, tmp_path/"again"), lambda: count(out)):
+        with pytest.raises(MedchatError, match="a dataset folder already"): work()
+
+@pytest.mark.parametrize("kw", [dict(max_rejects=30), dict(max_rejects=-1), dict(max_rejects=float("nan")), dict(num_proc=0)])
+def test_numbers_out_of_range(source, tmp_path, kw):
+    with pytest.raises(MedchatError, match="share from 0 to 1|at least 1"): convert(source, tmp_path/"out", "records", **kw)
+
+def test_a_success_clears_the_list_of_a_failure(source, tmp_path):
+    with pytest.raises(MedchatError): convert(source, tmp_path/"out", "records", max_rejects=0)
+    assert left(tmp_path) == ["out.rejects.jsonl", "source"]
+    convert(source, tmp_path/"out", "records"); assert left(tmp_path) == ["out", "source"]
+
+def test_where_the_images_may_be(tmp_path):
+    with pytest.raises(MedchatError, match="Where the images lie elsewhere: --images DIR"): convert(write(tmp_path/"s", [line(0, ["gone.png"])]), tmp_path/"out")
