@@ -123,7 +123,7 @@ def collect(
     return tally
 
 # %% ../nbs/06_curate.ipynb #0016-exportde
-def _ties(db: sqlite3.Connection) -> tuple[list[int], Iterator[tuple[int, int]], int]: # (row numbers, ties between their places and things, number of things)
+def _ties(db: sqlite3.Connection) -> tuple[Iterator[tuple[int, int]], int]: # (ties between places of rows and things, number of things)
     "What rows share: pictures that are or look the same, and groups."
     db.execute("create temp table kept as select row from rows where dropped is null order by id") # their rowid is the place in the order of ids
     db.execute("create unique index temp.kept_row on kept (row)")
@@ -200,7 +200,7 @@ def _batches(rows: Iterable[dict], size: int = 1_000_000) -> Iterator[tuple[list
 
 # %% ../nbs/06_curate.ipynb #0024-exportde
 def _pictures(rows: list[dict], type): # an Arrow array: for each row its list of {bytes, path}
-    "The column of pictures, made of their bytes in one piece; Arrow's own way by Python objects takes three times as long."
+    "The column of pictures, made of their bytes in one piece; Arrow's own way by Python objects takes several times as long."
     import numpy as np, pyarrow as pa
     data = [i["bytes"] for r in rows for i in r["images"]]
     places = lambda sizes: pa.py_buffer(np.cumsum([0, *sizes], dtype=np.int32))
@@ -354,23 +354,49 @@ def _opened(base: Path, work: Path, **kwargs) -> Iterator[tuple[sqlite3.Connecti
     finally: shutil.rmtree(work, ignore_errors=True)
 
 # %% ../nbs/06_curate.ipynb #0032-exportde
-def _source_name(source: str | Path, f: Reader) -> str: # a folder from a hospital may be named after a patient
-    "What the report and the card call the source."
-    if f.name in ("dicom", "study"): return f"{f.name} folder"
-    return Path(source).resolve().name if f.local else str(source)
+def _check_values(values: dict): # parameters of `convert`
+    "Refuse what makes no sense before anything is read."
+    if is_dataset(values["source"]): raise MedchatError("a dataset folder already", values["source"], "Look at it with medchat stats or medchat show; medchat export-data writes it for other tools")
+    if not 0 <= values.get("max_rejects", 0) <= 1: raise MedchatError("max_rejects is a share from 0 to 1", values["max_rejects"], "A fifth of the rows: --max-rejects 0.2")
+    if (n := values.get("num_proc")) is not None and n < 1: raise MedchatError("num_proc must be at least 1", n)
+    if values.get("keep_splits") and values["shares"] != inspect.signature(convert).parameters["shares"].default:
+        raise MedchatError("keep_splits and shares contradict each other", values["shares"], "Leave one of them out")
 
-# %% ../nbs/06_curate.ipynb #0033-exportde
-def _check_source(source: str | Path):
-    if is_dataset(source): raise MedchatError("a dataset folder already", source, "Look at it with medchat stats or medchat show; medchat export-data writes it for other tools")
+_FOR_READERS = ("language", "subset", "columns", "frames", "texts", "allow_burned_in", "shift_key", "fps", "revision", "streaming")
 
-def _given(values: dict) -> list[str]: # the parameters of `convert` and their values
-    "The options that differ from their defaults, as words of a command; without those that a split without leaks does not need."
+def _options(values: dict) -> dict: # what a reader was asked for
+    return {k: values[k] for k in _FOR_READERS if values.get(k) not in (None, False)}
+
+def _given(values: dict) -> list[str]: # words of a command
+    "The options that differ from their defaults; without those that a split without leaks does not need."
     words = []
     for name, about in inspect.signature(convert).parameters.items():
         value = values[name]
         if name in ("source", "out", "format", "keep_splits", "shares", "force", "num_proc") or value == about.default: continue
         words += [f"--{name.replace('_', '-')}"] + ([] if value is True else ["KEY" if name == "shift_key" else str(value)])
     return words
+
+# %% ../nbs/06_curate.ipynb #0033-exportde
+def _made(f: Reader, how: str, values: dict) -> dict: # parameters of `convert`
+    "What the report says of how a dataset was made. A folder from a hospital may be named after a patient."
+    source = values["source"]
+    name = f"{f.name} folder" if f.name in ("dicom", "study") else Path(source).resolve().name if f.local else str(source)
+    options = {k: Path(v).name if k == "texts" else str(v) for k, v in _options(values).items() if k != "shift_key"}
+    return dict(medchat=__version__, format=f.name, recognised=how, source=name, split="published" if values["keep_splits"] else f"by group, {values['shares']}",
+                seed=values["seed"], repeats=values["repeats"], options=options)
+
+def _convert(items: Iterable[Record | Reject], base: Path, out: Path, made: dict, values: dict) -> dict: # the report
+    "Read, clean, match, merge, split and write, into a folder that replaces `out` when all is done."
+    with replacing(out) as tmp:
+        tmp.mkdir()
+        with _opened(base, tmp/"work", decode=values["verify"] == "full", num_proc=values["num_proc"] or os.cpu_count() or 1) as (db, shelf):
+            tally = collect(items, db, shelf, tmp/"rejects.jsonl", values["lowercase"], values["scrub"], values["max_images"], values["choose"])
+            _check_rejects(tally, db.execute("select count(*) from rows").fetchone()[0], values["max_rejects"], values["source"], tmp/"rejects.jsonl", out)
+            shelf.match()
+            if values["repeats"] == "merge": drop_repeats(db, within_split=values["keep_splits"])
+            conflicts = find_conflicts(db, drop=values["conflicts"] == "drop")
+            split_rows(db, values["keep_splits"], values["seed"], to_shares(values["shares"]))
+            return _write(db, shelf, tally, tmp, made, conflicts)
 
 # %% ../nbs/06_curate.ipynb #0034-exportde
 def convert(
@@ -403,29 +429,15 @@ def convert(
     streaming: bool = False,     # hub: read without storing the data set first
 ) -> Path:                       # the dataset folder
     "Turn a published data set into a dataset folder, with a report."
-    more = _given(locals())
-    _check_source(source)
-    if not 0 <= max_rejects <= 1: raise MedchatError("max_rejects is a share from 0 to 1", max_rejects, "A fifth of the rows: --max-rejects 0.2")
-    if num_proc is not None and num_proc < 1: raise MedchatError("num_proc must be at least 1", num_proc)
-    out, f, wanted = Path(out), find_format(source, format, columns), to_shares(shares)
-    options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, frames=frames, texts=texts, allow_burned_in=allow_burned_in, shift_key=shift_key, fps=fps,
-                                     revision=revision, streaming=streaming).items() if v not in (None, False)}
-    items = read_records(source, f.name, images, **options)
+    values, out = dict(locals()), Path(out)
+    to_shares(shares); _check_values(values)
+    format, how = recognise(source, columns) if format == "auto" else (format, "")
+    f = find_format(source, format)
+    items = read_records(source, format, images, **_options(values))
     _clear_killed(out); _check_out(source, out, force)
-    made = dict(medchat=__version__, format=f.name, recognised=recognise(source)[1] if format == "auto" and f.local and not columns else "", source=_source_name(source, f),
-                split="published" if keep_splits else f"by group, {shares}", seed=seed, repeats=repeats, options={k: Path(v).name if k == "texts" else str(v) for k, v in options.items() if k != "shift_key"})
-    with replacing(out) as tmp:
-        tmp.mkdir()
-        with _opened(image_root(source, f, images), tmp/"work", decode=verify == "full", num_proc=num_proc or os.cpu_count() or 1) as (db, shelf):
-            tally = collect(items, db, shelf, tmp/"rejects.jsonl", lowercase, scrub, max_images, choose)
-            _check_rejects(tally, db.execute("select count(*) from rows").fetchone()[0], max_rejects, source, tmp/"rejects.jsonl", out)
-            shelf.match()
-            if repeats == "merge": drop_repeats(db, within_split=keep_splits)
-            found = find_conflicts(db, drop=conflicts == "drop")
-            split_rows(db, keep_splits, seed, wanted)
-            report = _write(db, shelf, tally, tmp, made, found)
+    report = _convert(items, image_root(source, f, images), out, _made(f, how, values), values)
     out.with_name(f"{out.name}.rejects.jsonl").unlink(missing_ok=True) # of an attempt that was stopped
-    print(summary(report, source, out, more))
+    print(summary(report, source, out, _given(values)))
     return out
 
 # %% ../nbs/06_curate.ipynb #0044-exportde
@@ -438,10 +450,10 @@ def count(
     revision: str | None = None, # hub: commit, branch or tag
 ) -> str:                        # a table
     "Count the rows of a data set by split and kind, without looking at its images."
-    _check_source(source)
-    f, tally, images = find_format(source, format, columns), Tally(), set()
-    options = {k: v for k, v in dict(language=language, subset=subset, columns=columns, revision=revision).items() if v is not None}
-    for item in progress(read_records(source, f.name, **options), desc="reading"):
+    values, tally, images = dict(locals()), Tally(), set()
+    _check_values(values)
+    format, how = recognise(source, columns) if format == "auto" else (format, "")
+    for item in progress(read_records(source, format, **_options(values)), desc="reading"):
         tally.n_in += 1
         if isinstance(item, Record):
             try: tidy_record(item); split = _split_name(item)
@@ -450,8 +462,7 @@ def count(
         tally.read[split or "no split", f"{item.kind} {item.answer_type or ''}".strip()] += 1
         images.update(hash(p) for p in item.images)
     splits = sorted({s for s, _ in tally.read}, key=[*SPLITS, "no split"].index); kinds = sorted({k for _, k in tally.read})
-    how = recognise(source)[1] if format == "auto" and f.local and not columns else ""
-    lines = [f"{f.name}" + (f": {how}" if how else ""), f"{tally.n_in:,} rows, {sum(tally.why.values()):,} rejected, {len(images):,} images named"]
+    lines = [format + (f": {how}" if how else ""), f"{tally.n_in:,} rows, {sum(tally.why.values()):,} rejected, {len(images):,} images named"]
     lines += [f"{'':16}" + "".join(f"{s:>12}" for s in splits)] + [f"{k:16}" + "".join(f"{tally.read[s, k]:>12,}" for s in splits) for k in kinds]
     lines += [f"{'all':16}" + "".join(f"{sum(n for (t, _), n in tally.read.items() if t == s):>12,}" for s in splits)]
     return "\n".join([*lines, *(f"rejected: {why}: {k:,}, such as {tally.examples[why][0]}" for why, k in tally.why.most_common(5))])

@@ -61,13 +61,18 @@ def known_formats() -> dict[str, Reader]:
     return dict(sorted(FORMATS.items(), key=lambda kv: order.get(kv[1].to_record.__module__, -1)))
 
 def recognise(
-    source: str | Path, # file or folder as published
+    source: str | Path, # file or folder as published, or the id of a data set on the Hub
+    columns: str | None = None, # what the user says of the columns: then a table is a table
 ) -> tuple[str, str]:   # (format, by what it is recognised)
-    "The format of a source; a one-line error when nobody knows it, or when two do."
-    found = [(f.name, how) for f in known_formats().values() if (how := f.sniff(Path(source)))]
-    if found: return found[0]
-    if pointer := _find_pointer(Path(source)): raise MedchatError("a Git LFS pointer, not the data", pointer, "Run: git lfs pull")
-    if _tables(Path(source)) and "table" in FORMATS: return "table", "it is a table" # whose reader says which columns it needs
+    "The format of a source: the first that knows it; a one-line error when none does."
+    known, path = known_formats(), Path(source)
+    if not path.exists():
+        if "hub" in known and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", str(source)): return "hub", "no such folder, so it is taken for owner/name on the Hub"
+        raise MedchatError("no such file or folder", source, "Check the path")
+    if columns and path.is_file() and _tables(path): return "table", "its columns are named"
+    if found := next(((f.name, how) for f in known.values() if (how := f.sniff(path))), None): return found
+    if pointer := _find_pointer(path): raise MedchatError("a Git LFS pointer, not the data", pointer, "Run: git lfs pull")
+    if "table" in known and _tables(path): return "table", "it is a table" # whose reader says which columns it needs
     raise MedchatError("no format recognises", source, "See: medchat formats. Then name the file with the rows, or the format with --format")
 
 def _tables(source: Path) -> bool: # a table, or a folder that holds one
@@ -84,16 +89,13 @@ def _find_pointer(source: Path) -> Path | None:
 def find_format(
     source: str | Path,
     format: str, # a name in FORMATS, or "auto"
-    columns: str | None = None, # what the user says of the columns: then a table is a table
+    columns: str | None = None, # as for `recognise`
 ) -> Reader:
     "The reader of a format; a one-line error when the format or the source does not exist."
-    known = known_formats()
-    if format == "auto" and columns and Path(source).is_file() and _tables(Path(source)): format = "table"
-    if format != "auto" and format not in known: raise MedchatError("unknown format", format, f"Known formats: auto, {', '.join(known)}")
-    if (format == "auto" or known[format].local) and not Path(source).exists():
-        if format == "auto" and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", str(source)) and "hub" in known: return known["hub"]
-        raise MedchatError("no such file or folder", source, "Check the path")
-    return known[recognise(source)[0] if format == "auto" else format]
+    if format == "auto": format = recognise(source, columns)[0]
+    if format not in (known := known_formats()): raise MedchatError("unknown format", format, f"Known formats: auto, {', '.join(known)}")
+    if known[format].local and not Path(source).exists(): raise MedchatError("no such file or folder", source, "Check the path")
+    return known[format]
 
 def _reason(e: Exception) -> str:
     "An exception as a short reason."

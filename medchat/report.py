@@ -21,18 +21,16 @@ create temp table spread as select r.row, {split} as split, r.grp, i.content, i.
     left join uses u on u.row = r.row left join images i on i.image = u.image where r.dropped is null;
 create index temp.spread_split on spread (split, content); create index temp.spread_look on spread (split, look); create index temp.spread_grp on spread (split, grp);
 """
-_SHARED = {"images": "content", "near": "look", "groups": "grp"}
 
 def _shared(db: sqlite3.Connection, split: str, other: str) -> dict:
     "What a split shares with another: counts, and how many of it there are."
     found = {}
-    for what, key in _SHARED.items():
+    for what, key in (("images", "content"), ("groups", "grp")):
         count = lambda more: db.execute(f"select count(distinct {key}) from temp.spread s where split = ? and {key} is not null {more}", [split] + [other] * more.count("?")).fetchone()[0]
         found[what] = count(f"and exists (select 1 from temp.spread o where o.split = ? and o.{key} = s.{key})")
         found[f"of_{what}"] = count("")
     found["near"] = db.execute("""select count(distinct content) from temp.spread s where split = ? and exists (select 1 from temp.spread o where o.split = ? and o.look = s.look)
         and not exists (select 1 from temp.spread o where o.split = ? and o.content = s.content)""", [split, other, other]).fetchone()[0]
-    found.pop("of_near")
     return found
 
 # %% ../nbs/05e_report.ipynb #0010-exportde
@@ -42,10 +40,10 @@ def find_leaks(
 ) -> list[dict]: # one for each pair of splits that shares something
     "What stands in two splits: pictures, pictures that look the same, groups."
     db.executescript("drop table if exists temp.spread;" + _SPREAD.format(split="coalesce(r.given, 'train')" if published else "r.split"))
-    leaks, touched = [], " or ".join(f"exists (select 1 from temp.spread o where o.split = :other and o.{k} = s.{k})" for k in _SHARED.values())
+    leaks, touched = [], " or ".join(f"exists (select 1 from temp.spread o where o.split = :other and o.{k} = s.{k})" for k in ("content", "look", "grp"))
     for split, other in (("test", "train"), ("validation", "train"), ("test", "validation")):
         found = _shared(db, split, other)
-        if not any(found[w] for w in _SHARED): continue
+        if not any(found[w] for w in ("images", "near", "groups")): continue
         rows, of_rows = (db.execute(f"select count(distinct row) from temp.spread s where split = :split {more}", dict(split=split, other=other)).fetchone()[0] for more in (f"and ({touched})", ""))
         examples = db.execute(f"""select distinct coalesce((select min(path) from images where content = s.content), s.grp) from temp.spread s
             where split = :split and ({touched}) order by 1 limit 5""", dict(split=split, other=other)).fetchall()

@@ -97,16 +97,17 @@ class Shelf:
         alone: int = 50,        # pictures that are looked at without processes
     ):
         self.db, self.base, self.held, self.decode, self.alone = db, Path(base), Path(work)/"held", decode, alone
-        self.held.mkdir(parents=True); self.prints = PrintFile(Path(work)/"prints.bin")
+        Path(work).mkdir(parents=True, exist_ok=True); self.prints = PrintFile(Path(work)/"prints.bin")
         self.processes, self.free, self.pool = [_Process() for _ in range(num_proc)], queue.SimpleQueue(), ThreadPoolExecutor(num_proc)
         for p in self.processes: self.free.put(p)
-        self.n, self.noted, self.waiting, self.known, self.blobs = 0, 0, {}, OrderedDict(), set()
+        self.n, self.noted, self.waiting, self.known = 0, 0, {}, OrderedDict()
 
     def file(self,
         path: str, # as a record names it
     ) -> str:
         "Where a picture lies."
-        return os.path.join(self.held if path in self.blobs else self.base, path)
+        held = os.path.join(self.held, path) # empty for most sources
+        return held if os.path.isfile(held) else os.path.join(self.base, path)
 
     def close(self):
         "Let go of threads, processes and files."
@@ -149,7 +150,7 @@ def expect(self: Shelf,
     for path in new:
         if path not in blobs: continue
         (self.held/path).parent.mkdir(parents=True, exist_ok=True)
-        (self.held/path).write_bytes(blobs[path]); self.blobs.add(path)
+        (self.held/path).write_bytes(blobs[path])
     self.n += len(new)
     for k in range(0, len(new), 8): self._send(new[k:k + 8])
 
