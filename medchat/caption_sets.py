@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 from .core import MedchatError, Record, Turn, need
-from .readers import Reject, _open, csv_rows, first_keys, held_image, image_path, json_rows, parquet_rows, reader, to_text
+from .readers import SPLIT_WORDS, Reject, _open, csv_rows, first_keys, held_image, image_path, json_rows, parquet_rows, reader, split_named, to_text
 
 # %% auto #0
 __all__ = ['PROMPTS', 'prompt_for', 'report_turns', 'rocov2', 'roco', 'iu_xray', 'report_sections', 'mimic_cxr']
@@ -69,12 +69,10 @@ class _Beside:
         sql = f"select min(place), id, group_concat(distinct name), count(*) from said where name in ({marks}) and id not in (select id from asked) group by id order by min(rowid)"
         for place, id, what, n in self.db.execute(sql, names): yield place, Reject(place, f"{what} without {why}", {"id": id, "rows": n})
 
-# %% ../nbs/04b_caption_sets.ipynb #0013-exportsp
-_SPLITS = dict(train="train", training="train", valid="validation", val="validation", validate="validation", validation="validation", dev="validation", test="test")
-
+# %% ../nbs/04b_caption_sets.ipynb #0013-exportde
 def _split_of(*names: str, folder: str = "") -> str | None: # names of files, or ids; a folder counts when its whole name is a split
     "The split that a name says, the first one that does."
-    return next((_SPLITS[w] for name in names for w in re.split(r"[^a-z]+", name.lower()) if w in _SPLITS), _SPLITS.get(folder.lower()))
+    return split_named(*names) or SPLIT_WORDS.get(folder.lower())
 
 def _unpack(packed: io.BufferedIOBase, out: io.BufferedIOBase, path: Path):
     "Copy the content of a packed file, which may be a hundred times as large, as real tables never are."
@@ -121,7 +119,7 @@ def _caption_tables(source: Path) -> list[Path]:
     if source.is_file(): return [source] if source.suffix.lower() in (".csv", ".tsv") else []
     found = [*source.glob("*captions*.csv")] or [*source.glob("*/*captions*.csv")]
     best = {(p.parent, _split_of(p.stem)): p for p in sorted(found, key=lambda p: (-len(p.name), p.name))}
-    order = [None, *dict.fromkeys(_SPLITS.values())]
+    order = [None, *dict.fromkeys(SPLIT_WORDS.values())]
     return sorted(best.values(), key=lambda p: (order.index(_split_of(p.stem, folder=p.parent.name)), str(p)))
 
 def _shards(source: Path) -> list[Path]:
@@ -190,7 +188,7 @@ def _held_caption(base: Path, where: str, row: dict) -> tuple[Record, dict]:
     cuis = next((row[k] for k in ("cui", "cuis", "CUIs", "concepts") if row.get(k) is not None), [])
     plain = lambda v: v not in ("", []) and v == v and (isinstance(v, (str, int, float)) or isinstance(v, list) and all(isinstance(x, str) for x in v))
     rest = {k: v for k, v in row.items() if k not in ("image", "image_id", "caption", "cui", "cuis", "CUIs", "split") and plain(v)}
-    record = Record(id, [name], [Turn("user", prompt_for("caption", id)), Turn("assistant", _caption(row))], "caption", None, _SPLITS.get(row.get("split")), id,
+    record = Record(id, [name], [Turn("user", prompt_for("caption", id)), Turn("assistant", _caption(row))], "caption", None, SPLIT_WORDS.get(row.get("split")), id,
                     "ROCO" if id.startswith("ROCO_") else "ROCOv2", "" if id.startswith("ROCO_") else "CC BY-NC-SA 4.0", meta={"cuis": _cuis(cuis), **rest})
     return record, {name: held_image(held)[1]} if blobs is None else blobs
 
@@ -220,7 +218,7 @@ def _roco_parts(source: Path) -> list[Path]: # train first
     if source.is_file(): return [source] if source.name.startswith("captions") else []
     for depth in ("", "*radiology/", "*/*radiology/", "*/*/*radiology/", "*/*/*/*radiology/"):
         best = {p.parent: p for p in sorted(source.glob(f"{depth}captions*.txt"), key=lambda p: (-len(p.name), p.name))} # captions.txt before captions_revised.txt
-        if best: return sorted(best.values(), key=lambda p: ([*_SPLITS, p.parent.parent.name].index(p.parent.parent.name), str(p)))
+        if best: return sorted(best.values(), key=lambda p: ([*SPLIT_WORDS, p.parent.parent.name].index(p.parent.parent.name), str(p)))
     return []
 
 def _sniff_roco(source: Path) -> str:
@@ -262,7 +260,7 @@ def _roco_rows(source: Path, subset: str = "") -> Iterator[tuple[str, Any]]: # s
         beside = _Beside(_roco_beside(path, here))
         for where, id, text in _id_lines(path, here + path.name, cells=False):
             if isinstance(text, Reject): yield where, text; continue
-            yield where, {"id": id, "caption": text, "split": _SPLITS.get(path.parent.absolute().parent.name.lower()), "part": part, "folder": here, **{k: v[0] for k, v in beside.of(id).items()}}
+            yield where, {"id": id, "caption": text, "split": SPLIT_WORDS.get(path.parent.absolute().parent.name.lower()), "part": part, "folder": here, **{k: v[0] for k, v in beside.of(id).items()}}
         yield from beside.left("a caption", "keywords", "cuis", "semtypes", "dlinks", "licences")
 
 # %% ../nbs/04b_caption_sets.ipynb #0032-exportre
@@ -396,7 +394,7 @@ def _r2gen_record(base: Path, row: dict, name: str, source: str, group: str, lic
     if not paths: raise ValueError("no image")
     if not (text := to_text(row["report"] or "", "report")): raise ValueError("empty report")
     images = [_there(base, f"images/{p}", p, f"files/{p}") for p in paths]
-    return Record(id, images, [Turn("user", prompt_for("report", id)), Turn("assistant", text)], "report", None, _SPLITS.get(row.get("split")), group, source, licence,
+    return Record(id, images, [Turn("user", prompt_for("report", id)), Turn("assistant", text)], "report", None, SPLIT_WORDS.get(row.get("split")), group, source, licence,
                   meta={k: v for k, v in row.items() if k not in ("report", "image_path", "split")})
 
 # %% ../nbs/04b_caption_sets.ipynb #0041-exportde
@@ -539,4 +537,4 @@ def mimic_cxr(
     paths = [f"p{v['subject'][:2]}/p{v['subject']}/s{study}/{v['dicom']}" for v in views]
     images = [_there(base, *(f"{a}{p}{s}" for a in ("files/", "") for s in (".jpg", ".png"))) for p in paths]
     meta = {"study": f"s{study}", "sections": used, "projection": [v["view"] for v in views], **{k: v for k, v in row.items() if k not in ("study", "findings", "impression", "last_paragraph", "views") and v}}
-    return Record(id, images, turns, "report", None, _SPLITS.get(views[0]["split"]), f"p{views[0]['subject']}", "MIMIC-CXR", licence, meta=meta)
+    return Record(id, images, turns, "report", None, SPLIT_WORDS.get(views[0]["split"]), f"p{views[0]['subject']}", "MIMIC-CXR", licence, meta=meta)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 from urllib.parse import unquote
 from .core import MedchatError, Record, Turn
-from .readers import answer_type, first_keys, held_image, image_path, json_file, json_lines, json_rows, parquet_rows, reader, to_text
+from .readers import SPLIT_WORDS, answer_type, first_keys, held_image, image_path, json_file, json_lines, json_rows, parquet_rows, reader, split_named, to_text
 
 # %% auto #0
-__all__ = ['KEPT', 'split_markers', 'to_picture', 'chat_record', 'chat_files', 'chat_rows', 'llava_med', 'llava', 'sharegpt']
+__all__ = ['KEPT', 'split_markers', 'to_picture', 'chat_record', 'chat_files', 'chat_rows', 'llava_med']
 
 # %% ../nbs/04c_chat_sets.ipynb #0007-exportsp
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
@@ -112,8 +112,7 @@ def _messages(row: dict) -> list:
     if not isinstance(found, list) or not found: raise ValueError(f"no conversation: {'its list is ' + type(found).__name__ if found is not None else 'none of messages, conversations, prompt and completion'}")
     return found
 
-# %% ../nbs/04c_chat_sets.ipynb #0017-exportsp
-_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation", "test": "test"}
+# %% ../nbs/04c_chat_sets.ipynb #0017-exportou
 _OURS = {"id", "messages", "conversations", "conversatons", "conversation", "prompt", "completion", "images", "image", "medchat",
          "video", "videos", "audio", "audios", "system", "split", "answer_type"}
 
@@ -131,9 +130,8 @@ def _language(text: str) -> str:
 
 def _split(where: str, row: dict) -> str | None:
     "The split that a row names, or its file."
-    if isinstance(row.get("split"), str) and (name := row["split"].strip().lower()) in _SPLITS: return _SPLITS[name]
-    words = re.split(r"[^a-z]+", re.split(r"[\[:]", where.rpartition("/")[2])[0].lower())
-    return next((_SPLITS[w] for w in words if w in _SPLITS), None)
+    if isinstance(row.get("split"), str) and (name := row["split"].strip().lower()) in SPLIT_WORDS: return SPLIT_WORDS[name]
+    return split_named(re.split(r"[\[:]", where.rpartition("/")[2], maxsplit=1)[0])
 
 # %% ../nbs/04c_chat_sets.ipynb #0018-exportde
 def _told(row: dict) -> tuple[list[Turn], list, list, str]:
@@ -303,16 +301,9 @@ def _fits_llava(path: Path) -> bool: return (keys := _keys(path)) & _CHAT and "i
 def _llava_rows(source: Path) -> Iterator[tuple[str, Any]]:
     yield from chat_rows(source, _fits_llava, "with rows id, image, conversations")
 
-@reader("llava", "a JSON list (or JSONL) of id, image, conversations from human and gpt, or a folder of them", rows=_llava_rows,
+_ = reader("llava", "a JSON list (or JSONL) of id, image, conversations from human and gpt, or a folder of them", rows=_llava_rows,
         sniff=lambda source: _sniff_chat(source, _fits_llava, "holds conversations and no list of images"),
-        origin="https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md")
-def llava(
-    base,  # folder that image paths start from
-    where, # the row's place, such as "train.json[3]"
-    row,   # what stands there
-):
-    "A row in LLaVA's form."
-    return chat_record(base, where, row)
+        origin="https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md")(chat_record)
 
 # %% ../nbs/04c_chat_sets.ipynb #0037-exportde
 def _fits_sharegpt(path: Path) -> bool:
@@ -345,13 +336,6 @@ def _sharegpt_rows(source: Path) -> Iterator[tuple[str, Any]]:
         yield where, _renamed(row, entry) if entry else row
 
 # %% ../nbs/04c_chat_sets.ipynb #0038-exportre
-@reader("sharegpt", "a JSON list, JSONL or Parquet file of messages and images (LLaMA-Factory, TRL, OpenAI), or a folder of them", rows=_sharegpt_rows,
+_ = reader("sharegpt", "a JSON list, JSONL or Parquet file of messages and images (LLaMA-Factory, TRL, OpenAI), or a folder of them", rows=_sharegpt_rows,
         sniff=lambda source: _sniff_chat(source, _fits_sharegpt, "holds messages, or conversations with a list of images"),
-        origin="https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md")
-def sharegpt(
-    base,  # folder that image paths start from
-    where, # the row's place, such as "train.jsonl:3"
-    row,   # what stands there
-):
-    "A row of messages and images."
-    return chat_record(base, where, row)
+        origin="https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md")(chat_record)

@@ -16,7 +16,7 @@ __all__ = ['COMMANDS', 'BY_PLACE', 'EXAMPLES', 'make_parser', 'main']
 
 # %% ../nbs/21_cli.ipynb #0007-exportco
 COMMANDS = { # name -> "module:function", in the order of the work
-    "doctor":   "models:doctor",
+    "doctor":   "memory:doctor",
     "samples":  "samples:make_samples",
     "formats":  "readers:formats",
     "count":    "curate:count",
@@ -27,6 +27,7 @@ COMMANDS = { # name -> "module:function", in the order of the work
     "train":    "train:train",
     "plot":     "plots:plot_runs",
     "evaluate": "evaluate:evaluate",
+    "compare":  "compare:compare",
     "chat":     "chat:chat",
     "app":      "app:app",
     "push":     "publish:push",
@@ -48,6 +49,7 @@ EXAMPLES = { # command -> a line that works in a clone of the repository
     "train":    "medchat train --data demo/data --base tiny-qwen2-vl --run demo/run --max-steps 500",
     "plot":     "medchat plot demo/run",
     "evaluate": "medchat evaluate demo/run --data demo/data",
+    "compare":  "medchat compare --data demo/data --out demo/families --bases tiny-qwen2-vl --max-steps 50",
     "chat":     "medchat chat demo/run --image sample_data/phantoms/images/p0001.png --question 'Is the heart enlarged?'",
     "app":      "medchat app demo/run",
     "push":     "medchat push demo/run your-name/my-first-medchat --dry-run"}

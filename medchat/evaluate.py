@@ -17,11 +17,11 @@ from .images import load_image
 from .messages import prompt_messages
 from .metrics import normalise_answer, score_closed, score_open, summarise
 from .models import generate_replies, load_run, read_run
-from .train import data_hash, versions
+from .runs import data_hash, versions
 
 # %% auto #0
 __all__ = ['LONGER', 'SCORES', 'Question', 'read_questions', 'plan_batches', 'answer_questions', 'majority_replies',
-           'score_reply', 'summarise_replies', 'compare', 'score_table', 'leaks_of', 'evaluate']
+           'score_reply', 'summarise_replies', 'compare_replies', 'score_table', 'leaks_of', 'evaluate']
 
 # %% ../nbs/14_evaluate.ipynb #0010-exportda
 @dataclass
@@ -135,7 +135,7 @@ def summarise_replies(
     return {name: summarise([r[0] for r in rows[name]], [r[2] for r in rows[name]]) | dict(unparsed=sum(not r[1] for r in rows[name])) for name in sorted(rows, key=lambda n: (n not in SCORES, n))}
 
 # %% ../nbs/14_evaluate.ipynb #0026-exportde
-def compare(
+def compare_replies(
     questions: list[Question],
     base: list[str],               # replies
     tuned: list[str],              # replies
@@ -152,7 +152,7 @@ def compare(
 
 # %% ../nbs/14_evaluate.ipynb #0028-exportde
 def score_table(
-    result: dict, # from `compare`
+    result: dict, # from `compare_replies`
 ) -> str:
     "The scores as an aligned table."
     show = lambda s: f"{s['value']:.3f} ({s['low']:.2f}-{s['high']:.2f})"
@@ -259,7 +259,7 @@ def evaluate(
         (base, base_time), (tuned, tuned_time) = bases[key], _timed(model, **ask, adapter=True, desc=run.name)
         del model
         result = dict(run=run.name, base_name=config["base"], base_sha256=config["base_sha256"], load_in_4bit=key[1], **about,
-                      **compare(questions, base, tuned, always), seconds=dict(base=round(base_time, 2), tuned=round(tuned_time, 2)))
+                      **compare_replies(questions, base, tuned, always), seconds=dict(base=round(base_time, 2), tuned=round(tuned_time, 2)))
         _write(run, name, result, questions, base, tuned)
         print(_summary(result, questions, base, tuned), f"Every answer: {run/'eval'/name}.jsonl", sep="\n")
         results.append(result)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib, json, re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Iterator, Literal
+from typing import Iterator, Literal
 from . import __version__
 from .chat_sets import KEPT
 from .core import MedchatError, progress, replacing

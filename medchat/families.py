@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .core import MedchatError
 
 # %% auto #0
-__all__ = ['FAMILIES', 'Family', 'family_of', 'lora_targets']
+__all__ = ['qwen2_vl', 'llama', 'llava', 'qwen2_5_vl', 'FAMILIES', 'Family', 'family_of', 'lora_targets']
 
 # %% ../nbs/08_families.ipynb #0007-exportda
 @dataclass(frozen=True)
@@ -18,39 +18,123 @@ class Family:
     name: str           # what we call it
     model_type: str     # what its config.json calls it
     default_base: str   # the base to start from on a GPU
-    tiny_base: str      # the base that ships with medchat
+    tiny_base: str | None # its tiny base (notebook 09); at present only that of Qwen2-VL ships
+    template: str       # a chat template (jinja), for bases whose own one does not fit
     masked_tokens: tuple[str, ...] # special tokens that are never learnt
     end_of_turn: str    # the token that closes a reply
     language: str       # where the language layers are, as a prefix of module names
-    vision: str         # where the vision layers are
+    vision: tuple[str, ...] # where the vision layers are
     projector: str      # where the projector is
     attention: dict[str, tuple[str, ...]] # attention layers of each tower, by the end of their names
     mlp: dict[str, tuple[str, ...]]       # MLP layers of each tower
     full_precision: tuple[str, ...] # parts that are never stored at 4 bits, as module-name prefixes
-    max_pixels: int     # images are scaled down to this area
-    pixels_per_token: int # image area that becomes one token
+    mixes: bool         # may a batch hold conversations with and without images?
+    max_pixels: int | None # images are scaled down to this area; None: the processor bounds them itself
+    image_tokens: int   # most places that an image takes among the words
+    image_states: int   # most vectors of an image that are read beside the words, by cross-attention
     served_by: tuple[str, ...] # programs that serve the tuned model
-    sizes: dict[str, dict] # published sizes of known bases, for `medchat doctor`
+    configs: dict[str, dict] # configurations of published bases, as far as they differ from transformers' defaults
 
 # %% ../nbs/08_families.ipynb #0009-exportqw
-_qwen_sizes = {
-    "unsloth/Qwen2-VL-2B-Instruct-bnb-4bit": dict(quantised=1.31e9, full=0.90e9, layers=28, hidden=1536, mlp=8960, heads=12, kv_heads=2, vocab=151936),
-    "unsloth/Qwen2-VL-7B-Instruct-bnb-4bit": dict(quantised=6.53e9, full=1.77e9, layers=28, hidden=3584, mlp=18944, heads=28, kv_heads=4, vocab=152064)}
-_qwen_sizes |= {k.replace("unsloth/", "Qwen/").removesuffix("-bnb-4bit"): v for k, v in _qwen_sizes.items()}
+_qwen_template = """{%- if messages and messages[0].role != "system" %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}
+{%- for part in message.content %}
+{%- if part.type == "image" %}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == "video" %}<|vision_start|><|video_pad|><|vision_end|>
+{%- elif part.type == "text" %}{{ part.text }}{% endif %}
+{%- endfor %}{% endif %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
-# %% ../nbs/08_families.ipynb #0010-exportfa
-FAMILIES = {"qwen2-vl": Family(
-    name="qwen2-vl", model_type="qwen2_vl",
-    default_base="unsloth/Qwen2-VL-2B-Instruct-bnb-4bit", tiny_base="tiny-qwen2-vl",
+# %% ../nbs/08_families.ipynb #0010-exportde
+def _published(configs: dict) -> dict: # the same under the names of Unsloth's 4-bit uploads and of the makers' own
+    "Configurations by the names that one may ask for."
+    return {name: config for names, config in configs.items() for name in names}
+
+_qwen_configs = _published({
+    ("unsloth/Qwen2-VL-2B-Instruct-bnb-4bit", "Qwen/Qwen2-VL-2B-Instruct"): dict(tie_word_embeddings=True, vision_config=dict(hidden_size=1536), text_config=dict(hidden_size=1536,
+        intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True)),
+    ("unsloth/Qwen2-VL-7B-Instruct-bnb-4bit", "Qwen/Qwen2-VL-7B-Instruct"): dict(tie_word_embeddings=False, vision_config=dict(hidden_size=3584), text_config=dict(hidden_size=3584,
+        intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False))})
+
+# %% ../nbs/08_families.ipynb #0011-exportqw
+qwen2_vl = Family(
+    name="qwen2-vl", model_type="qwen2_vl", template=_qwen_template,
+    default_base="unsloth/Qwen2-VL-2B-Instruct-bnb-4bit", tiny_base="tiny-qwen2-vl", configs=_qwen_configs,
     masked_tokens=("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"),
     end_of_turn="<|im_end|>",
-    language="model.language_model.layers", vision="model.visual.blocks", projector="model.visual.merger",
+    language="model.language_model.layers", vision=("model.visual.blocks",), projector="model.visual.merger",
     attention=dict(language=("q_proj", "k_proj", "v_proj", "o_proj"), vision=("qkv", "proj")),
     mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("fc1", "fc2")),
-    full_precision=("lm_head", "model.visual"), max_pixels=512*28*28, pixels_per_token=28*28,
-    served_by=("transformers", "vllm", "llama.cpp"), sizes=_qwen_sizes)}
+    full_precision=("lm_head", "model.visual"), mixes=True, max_pixels=512*28*28, image_tokens=512, image_states=0,
+    served_by=("transformers", "vllm", "llama.cpp"))
 
-# %% ../nbs/08_families.ipynb #0013-exportde
+# %% ../nbs/08_families.ipynb #0014-exportfo
+_fold = """{% set ns = namespace(system="") %}
+{%- for message in messages %}
+{%- set text = message.content if message.content is string else message.content | selectattr("type", "equalto", "text") | map(attribute="text") | join %}
+{%- set images = [] if message.content is string else message.content | selectattr("type", "equalto", "image") | list %}
+{%- if message.role == "system" %}{% set ns.system = text ~ "\n\n" %}"""
+
+_llama_template = "{{ bos_token }}" + _fold + """
+{%- else %}<|start_header_id|>{{ message.role }}<|end_header_id|>
+
+{{ "<|image|>" * images | length }}{% if message.role == "user" %}{{ ns.system }}{% set ns.system = "" %}{% endif %}{{ text }}<|eot_id|>{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>
+
+{% endif %}"""
+
+# %% ../nbs/08_families.ipynb #0015-exportll
+llama = Family(
+    name="llama-3.2-vision", model_type="mllama", template=_llama_template,
+    default_base="unsloth/Llama-3.2-11B-Vision-Instruct-bnb-4bit", tiny_base="tiny-llama-3.2-vision",
+    configs=_published({("unsloth/Llama-3.2-11B-Vision-Instruct-bnb-4bit", "unsloth/Llama-3.2-11B-Vision-Instruct", "meta-llama/Llama-3.2-11B-Vision-Instruct"): dict(vision_config=dict(image_size=560))}),
+    masked_tokens=("<|image|>",), end_of_turn="<|eot_id|>",
+    language="model.language_model.layers", vision=("model.vision_model.transformer.layers", "model.vision_model.global_transformer.layers"), projector="model.multi_modal_projector",
+    attention=dict(language=("q_proj", "k_proj", "v_proj", "o_proj"), vision=("q_proj", "k_proj", "v_proj", "o_proj")),
+    mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("fc1", "fc2")),
+    full_precision=("lm_head", "model.vision_model", "model.multi_modal_projector"), mixes=False, max_pixels=None, image_tokens=1, image_states=4*1601,
+    served_by=("transformers",))
+
+# %% ../nbs/08_families.ipynb #0017-exportll
+_llava_template = "{{ bos_token }}" + _fold + """
+{%- elif message.role == "user" %}[INST] {{ "<image>\\n" * images | length }}{{ ns.system }}{% set ns.system = "" %}{{ text }} [/INST]
+{%- else %} {{ text }}</s>{% endif %}
+{%- endfor %}"""
+
+# %% ../nbs/08_families.ipynb #0018-exportll
+llava = Family(
+    name="llava-1.6", model_type="llava_next", template=_llava_template,
+    default_base="unsloth/llava-v1.6-mistral-7b-hf-bnb-4bit", tiny_base="tiny-llava-1.6",
+    configs=_published({("unsloth/llava-v1.6-mistral-7b-hf-bnb-4bit", "llava-hf/llava-v1.6-mistral-7b-hf"): dict(tie_word_embeddings=False, image_token_index=32000,
+        vision_config=dict(model_type="clip_vision_model", hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768),
+        text_config=dict(model_type="mistral", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=32064, sliding_window=None))}),
+    masked_tokens=("<image>",), end_of_turn="</s>",
+    language="model.language_model.layers", vision=("model.vision_tower.encoder.layers",), projector="model.multi_modal_projector",
+    attention=dict(language=("q_proj", "k_proj", "v_proj", "o_proj"), vision=("q_proj", "k_proj", "v_proj", "out_proj")),
+    mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("fc1", "fc2")),
+    full_precision=("lm_head", "model.vision_tower", "model.multi_modal_projector"), mixes=True, max_pixels=None, image_tokens=576 + 48*49, image_states=0,
+    served_by=("transformers", "vllm"))
+
+# %% ../nbs/08_families.ipynb #0020-exportqw
+qwen2_5_vl = Family(
+    name="qwen2.5-vl", model_type="qwen2_5_vl", template=_qwen_template,
+    default_base="unsloth/Qwen2.5-VL-3B-Instruct-bnb-4bit", tiny_base=None,
+    configs=_published({("unsloth/Qwen2.5-VL-3B-Instruct-bnb-4bit", "Qwen/Qwen2.5-VL-3B-Instruct"): dict(tie_word_embeddings=True, vision_config=dict(hidden_size=1280, out_hidden_size=2048),
+        text_config=dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True))}),
+    masked_tokens=qwen2_vl.masked_tokens, end_of_turn=qwen2_vl.end_of_turn,
+    language=qwen2_vl.language, vision=qwen2_vl.vision, projector=qwen2_vl.projector, attention=qwen2_vl.attention,
+    mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("gate_proj", "up_proj", "down_proj")),
+    full_precision=qwen2_vl.full_precision, mixes=True, max_pixels=qwen2_vl.max_pixels, image_tokens=512, image_states=0, served_by=qwen2_vl.served_by)
+
+FAMILIES = {f.name: f for f in (qwen2_vl, llama, llava, qwen2_5_vl)}
+
+# %% ../nbs/08_families.ipynb #0025-exportde
 def family_of(
     config, # a transformers configuration, or the dict of a config.json
 ) -> Family:
@@ -60,7 +144,7 @@ def family_of(
         if family.model_type == model_type: return family
     raise MedchatError("unknown model family", model_type, f"Known: {', '.join(FAMILIES)}")
 
-# %% ../nbs/08_families.ipynb #0016-exportde
+# %% ../nbs/08_families.ipynb #0028-exportde
 def lora_targets(
     family: Family,
     language_layers: bool = True, # adapt the language model
@@ -72,8 +156,8 @@ def lora_targets(
     towers = [t for t, on in (("language", language_layers), ("vision", vision_layers)) if on]
     if not towers: raise MedchatError("nothing to train", "language_layers and vision_layers are both off", "Switch one of them on")
     if not (attention or mlp): raise MedchatError("nothing to train", "attention and mlp are both off", "Switch one of them on")
-    parts = []
+    places, parts = dict(language=(family.language,), vision=family.vision), []
     for tower in towers:
         names = (family.attention[tower] if attention else ()) + (family.mlp[tower] if mlp else ())
-        parts.append(rf"{re.escape(getattr(family, tower))}\.\d+\..*\b({'|'.join(names)})")
+        parts += [rf"{re.escape(place)}\.\d+\..*\b({'|'.join(names)})" for place in places[tower]]
     return f"(?:.*\\.)?(?:{'|'.join(parts)})"

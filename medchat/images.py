@@ -11,7 +11,7 @@ from typing import Callable
 from .core import MedchatError
 
 # %% auto #0
-__all__ = ['FORMATS', 'MAX_PIXELS', 'to_8bit', 'to_rgb', 'load_image', 'image_info']
+__all__ = ['FORMATS', 'MAX_PIXELS', 'to_8bit', 'to_rgb', 'load_image', 'image_size', 'image_info']
 
 # %% ../nbs/02_images.ipynb #0009-exportfo
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
@@ -117,7 +117,21 @@ def load_image(
     im.info.clear()
     return im
 
-# %% ../nbs/02_images.ipynb #0029-exportde
+# %% ../nbs/02_images.ipynb #0027-exportde
+def image_size(
+    source: str | Path | bytes | dict, # as for `load_image`
+    max_side: int | None = 1024,       # as for `load_image`
+) -> tuple[int, int]:                  # width, height in pixels
+    "The size that `load_image` will give a picture, from its header."
+    from PIL import Image
+    im = source if isinstance(source, Image.Image) else _decode(*_read_bytes(source), whole=False)
+    try: turned = (im.format != "PNG" or "exif" in im.info) and im.getexif().get(274, 1) >= 5 # asking a PNG without one would decode it
+    except Exception: turned = False # as in to_rgb
+    size = im.size[::-1] if turned else im.size
+    if not max_side or max(size) <= max_side: return size
+    return tuple(max(1, round(s * max_side / max(size))) for s in size)
+
+# %% ../nbs/02_images.ipynb #0032-exportde
 def image_info(
     source: str | Path | bytes, # path or file content
     decode: bool = True,        # decode the whole picture; else only its header is read

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 from .core import DISCLAIMER, MedchatError, progress, replacing
 from .curate import SPLITS, read_dataset
-from .findings import find_findings
+from .findings import FINDINGS, find_findings
 from .images import load_image
 
 # %% auto #0
@@ -611,13 +611,18 @@ def record_text(
 # %% ../nbs/06a_look.ipynb #0070-exportwh
 _WHERE = "finding kind answer-type question-type modality place text id group source language".split()
 
+def _shows(found: dict | None, sought: str, state: str) -> bool: # what `findings` gives; part of a name in small letters; one of _RANK
+    if found is None: return False
+    if sought != "no finding": return any(sought in f and v == state for f, v in found.items())
+    return state == ("present" if all(v == "absent" or f == "support devices" for f, v in found.items()) else "absent") # CheXpert counts devices as none
+
 def _condition(text: str) -> Callable: # "name=value" -> row -> bool
     name, sign, value = text.partition("="); name, value = name.strip().replace("_", "-"), " ".join(value.lower().split())
     if not sign or name not in _WHERE or not value: raise MedchatError("not a condition", text, f"Write NAME=VALUE with a name of: {', '.join(_WHERE)}")
     if name == "finding":
         sought, _, state = value.replace("_", " ").partition(":")
         if state not in ("", *_RANK): raise MedchatError("not a state of a finding", state, f"Known: {', '.join(_RANK)}")
-        return lambda row: any(sought in f and v == (state or "present") for f, v in (findings(row, facts(row)["meta"]) or {}).items())
+        return lambda row: _shows(findings(row, facts(row)["meta"]), sought, state or "present")
     if name == "text": return lambda row: value in " ".join(" ".join(t["text"] for t in row["turns"]).lower().split())
     if name in ("question-type", "modality", "place"): return lambda row: value in (facts(row)[name.replace("-", " ")] or "")
     return lambda row: value == str(row[name.replace("-", "_")]).lower()
@@ -757,29 +762,14 @@ class Found:
     def place(self, i: int) -> str: return f"{i + 1:,}" + (f" of {self.total:,}" if self.total is not None else "")
 
 # %% ../nbs/06a_look.ipynb #0081-exportde
-def show(
-    data: Path,               # a dataset folder
-    split: str | None = None, # only this split
-    n: int | None = None,     # records at most (default: 50; in a terminal all of them, one by one)
-    start: int = 1,           # number of the first record, among those that meet the conditions
-    where: list[str] | None = None, # conditions that a record must meet, such as finding=effusion kind=report answer-type=closed question-type=size text=heart
-    html: Path | None = None, # write one HTML page with n records instead, such as look.html
-):
-    "Look at records one by one in the terminal, or on an HTML page."
-    splits, where = open_splits(data, split), [where] if isinstance(where, str) else list(where or [])
-    for name, value in (("n", n), ("start", start)):
-        if value is not None and value < 1: raise MedchatError(f"--{name} counts from 1", value)
-    if html is not None and (Path(html).suffix.lower() not in (".html", ".htm") or Path(html).is_dir()): raise MedchatError("not the name of an HTML page", html, "Such as --html look.html")
-    paged = html is None and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    found, first, last = Found(splits, where, not paged), start - 1, start - 1 + (n or 50)
-    if not found.has(first):
-        if found.total: raise MedchatError("there are fewer records", f"{found.total:,}, and --start {start}")
-        raise MedchatError("no record meets", " and ".join(where), f"What there is: medchat stats {data}")
-    if html is not None: return _write_page(found, first, last, Path(data), split, where, Path(html))
-    width = min(shutil.get_terminal_size().columns, 110) if sys.stdout.isatty() else None
-    one = lambda i: _say(record_text(found.row(i), found.place(i), width, terminal_colours()) + "\n")
-    if paged: return page_through(lambda i: (n is None or i < last) and found.has(i), one, first)
-    for i in range(first, found.until(last)): one(i)
+def _what_there_is(where: list[str], data) -> str: # a hint for conditions that no record meets
+    sought = [re.sub(r"[\s_]+", " ", value).strip().lower() for name, _, value in (w.partition("=") for w in where) if name.strip() == "finding"]
+    if any(not any(s.partition(":")[0] in f.lower() for f in FINDINGS) for s in sought): return f"Findings that captions and reports are searched for: {', '.join(FINDINGS).lower()}"
+    return ("Findings are read from captions and reports, unless the source states them. " if sought else "") + f"What there is: medchat stats {data}"
+
+def _check_page(html: Path, force: bool):
+    if html.suffix.lower() not in (".html", ".htm") or html.is_dir(): raise MedchatError("not the name of an HTML page", html, "Such as --html look.html")
+    if html.exists() and not force: raise MedchatError("page exists already", html, "Add --force to replace it, or choose another --html")
 
 def _write_page(found: Found, first: int, last: int, data: Path, split: str | None, where: list[str], html: Path):
     last = found.until(last)
@@ -789,3 +779,29 @@ def _write_page(found: Found, first: int, last: int, data: Path, split: str | No
         bar = progress(range(first, last), desc="writing")
         for piece in page_html(data.resolve().name, said, (record_html(found.row(i), found.place(i)) for i in bar)): f.write(piece)
     _say(f"{said} Open {html}")
+
+# %% ../nbs/06a_look.ipynb #0082-exportde
+def show(
+    data: Path,               # a dataset folder
+    split: str | None = None, # only this split
+    n: int | None = None,     # records at most (default: 50; in a terminal all of them, one by one)
+    start: int = 1,           # number of the first record, among those that meet the conditions
+    where: list[str] | None = None, # conditions that a record must meet, such as kind=report answer-type=closed question-type=size text=heart finding=effusion (findings are read from captions and reports, unless the source states them)
+    html: Path | None = None, # write one HTML page with n records instead, such as look.html
+    force: bool = False,      # replace a page that stands at html
+):
+    "Look at records one by one in the terminal, or on an HTML page."
+    splits, where = open_splits(data, split), [where] if isinstance(where, str) else list(where or [])
+    for name, value in (("n", n), ("start", start)):
+        if value is not None and value < 1: raise MedchatError(f"--{name} counts from 1", value)
+    if html is not None: _check_page(Path(html), force)
+    paged = html is None and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    found, first, last = Found(splits, where, not paged), start - 1, start - 1 + (n or 50)
+    if not found.has(first):
+        if found.total: raise MedchatError("there are fewer records", f"{found.total:,}, and --start {start}")
+        raise MedchatError("no record meets", " and ".join(where), _what_there_is(where, data))
+    if html is not None: return _write_page(found, first, last, Path(data), split, where, Path(html))
+    width = min(shutil.get_terminal_size().columns, 110) if sys.stdout.isatty() else None
+    one = lambda i: _say(record_text(found.row(i), found.place(i), width, terminal_colours()) + "\n")
+    if paged: return page_through(lambda i: (n is None or i < last) and found.has(i), one, first)
+    for i in range(first, found.until(last)): one(i)

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import date, timedelta
 from types import SimpleNamespace
-from typing import Any, Iterator
+from typing import Any
 
 # %% auto #0
 __all__ = ['KINDS', 'Action', 'value_at', 'plant', 'Score', 'score_file', 'score_table']

@@ -4,19 +4,18 @@
 
 # %% ../nbs/10_models.ipynb #0004-exportfr
 from __future__ import annotations
-import hashlib, json, logging, math, os, re, shutil, sys, warnings
+import hashlib, json, logging, os, re, sys, warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-import medchat
 from .core import MedchatError, sample_data, set_seed
 from .families import FAMILIES, Family, family_of, lora_targets
 from .images import load_image
 
 # %% auto #0
-__all__ = ['Backend', 'choose_backend', 'resolve_base', 'base_hash', 'greedy', 'load_model', 'set_training', 'template_text',
-           'encode', 'generate_replies', 'add_lora', 'read_run', 'load_adapter', 'load_run', 'base_sizes',
-           'estimate_memory', 'doctor']
+__all__ = ['Backend', 'choose_backend', 'import_transformers', 'in_cache', 'resolve_base', 'base_hash', 'greedy', 'load_model',
+           'set_training', 'template_text', 'encode', 'same_sort', 'generate_replies', 'add_lora', 'trained_parts',
+           'read_run', 'load_adapter', 'load_run']
 
 # %% ../nbs/10_models.ipynb #0007-exportda
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def _import_bitsandbytes():
         else: sys.modules["kernels"] = was
 
 # %% ../nbs/10_models.ipynb #0011-exportde
-def _transformers():
+def import_transformers():
     "Import transformers (after unsloth, where that is used) without its chatter and its usage statistics."
     for name in ("torch.utils._pytree", "torch.distributed.elastic", "bitsandbytes", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -57,6 +56,7 @@ def _transformers():
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "`hidden_state` is deprecated", FutureWarning) # Mllama's code, of its own vision tower
     return transformers
 
 # %% ../nbs/10_models.ipynb #0013-exportde
@@ -71,7 +71,7 @@ def _checkpoint_files(folder: Path) -> list[Path]:
 # %% ../nbs/10_models.ipynb #0014-exportwa
 _wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"] # no pickled weights, no code
 
-def _in_cache(name: str) -> str | None:
+def in_cache(name: str) -> str | None:
     "The folder of a Hub base that was downloaded before, if all of it is there."
     from huggingface_hub import errors, snapshot_download
     try: folder = snapshot_download(name, allow_patterns=_wanted, local_files_only=True)
@@ -82,12 +82,12 @@ def _in_cache(name: str) -> str | None:
 def _from_hub(name: str) -> str:
     "The folder of a Hub base: from the cache if it is complete there, else downloaded."
     from huggingface_hub import errors, snapshot_download
-    if folder := _in_cache(name): return folder
+    if folder := in_cache(name): return folder
     try: folder = snapshot_download(name, allow_patterns=_wanted)
     except errors.GatedRepoError as e:
         raise MedchatError("the base asks for a licence to be accepted", name, f"Accept it at https://huggingface.co/{name}, then: hf auth login") from e
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as e:
-        raise MedchatError("no such base", name, f"Known to work: {FAMILIES['qwen2-vl'].default_base}, tiny-qwen2-vl") from e
+        raise MedchatError("no such base", name, f"Known to work: {', '.join(f.default_base for f in FAMILIES.values())}") from e
     except Exception as e:
         raise MedchatError("the base is not on this machine and the Hub cannot be reached", name, "Use --base tiny-qwen2-vl, or connect and repeat") from e
     if _checkpoint_files(Path(folder)): return folder
@@ -106,7 +106,7 @@ def resolve_base(
         if _checkpoint_files(Path(name)): return name
         raise MedchatError("the folder is not a complete base", name, "It needs config.json and safetensors weights")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise MedchatError("no such base", name, "Give tiny-qwen2-vl, a folder, or a Hub repository such as " + FAMILIES["qwen2-vl"].default_base)
+        raise MedchatError("no such base", name, "Give tiny-qwen2-vl, a folder, or a Hub repository such as " + next(iter(FAMILIES.values())).default_base)
     return _from_hub(name)
 
 # %% ../nbs/10_models.ipynb #0019-exportde
@@ -136,7 +136,7 @@ def _keep_trainable(model):
 def _load_transformers(folder, family, load_in_4bit, device):
     "A base by transformers and bitsandbytes; weights that do not fit the model are an error."
     import torch
-    tf = _transformers()
+    tf = import_transformers()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     options = dict(dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, device_map={"": device} if device != "cpu" else None)
     stored = json.loads((Path(folder)/"config.json").read_text()).get("quantization_config")
@@ -151,7 +151,7 @@ def _load_transformers(folder, family, load_in_4bit, device):
 # %% ../nbs/10_models.ipynb #0024-exportde
 def _load_unsloth(folder, family, load_in_4bit, device):
     "A base by Unsloth's FastVisionModel."
-    _transformers()
+    import_transformers()
     from unsloth import FastVisionModel
     return FastVisionModel.from_pretrained(folder, load_in_4bit=load_in_4bit, use_gradient_checkpointing="unsloth", trust_remote_code=False)
 
@@ -168,10 +168,31 @@ def greedy(
         eos_token_id=sorted({tokenizer.eos_token_id, *(eos or [])}))
 
 # %% ../nbs/10_models.ipynb #0027-exportde
+def _template_fits(processor, family: Family) -> bool:
+    "Can answers be learnt with the base's own chat template?"
+    said = lambda role, text, n=0: {"role": role, "content": [{"type": "image"}]*n + [{"type": "text", "text": text}]}
+    messages = [said("system", "Be brief."), said("user", "What is it?", 1), said("assistant", "a ring"), said("user", "Where?")]
+    try: prompt, whole = (processor.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=n == 2) for n in (2, 3))
+    except Exception: return False # a template refuses in its own words
+    starts = processor.tokenizer("x")["input_ids"][:1] == [processor.tokenizer.bos_token_id] # else nobody would write the token that the base expects first
+    return (whole.startswith(prompt) and whole[len(prompt):].strip().startswith("a ring" + family.end_of_turn) and "Be brief." in prompt
+        and -1 < prompt.find(processor.image_token) < prompt.find("What is it?") and (not starts or prompt.startswith(processor.tokenizer.bos_token)))
+
+# %% ../nbs/10_models.ipynb #0028-exportde
+def _settle_processor(processor, config, family: Family):
+    "What a processor must know, from the base's configuration where its own files are older than that."
+    vision, size = getattr(config, "vision_config", None), processor.image_processor.size
+    if family.max_pixels: size["longest_edge"] = min(size["longest_edge"], family.max_pixels)
+    known = dict(patch_size=getattr(vision, "patch_size", None), vision_feature_select_strategy=getattr(config, "vision_feature_select_strategy", None), num_additional_image_tokens=1)
+    if hasattr(processor, "patch_size") and processor.patch_size is None: # it would insert one token for a whole image
+        for name, value in known.items(): setattr(processor, name, value)
+    if not _template_fits(processor, family): processor.chat_template = family.template
+    return processor
+
+# %% ../nbs/10_models.ipynb #0029-exportde
 def _settle(model, processor, family):
-    "Cap the pixels, answer greedily, and check that padding is not the end of a reply."
-    pixels, tokenizer = processor.image_processor.size, processor.tokenizer
-    pixels["longest_edge"] = min(pixels["longest_edge"], family.max_pixels)
+    "Settle the processor, answer greedily, and check that padding is not the end of a reply."
+    tokenizer = processor.tokenizer
     unknown = [t for t in (family.end_of_turn, processor.image_token) if t not in tokenizer.get_vocab()]
     if unknown: raise MedchatError("the base's tokenizer lacks a token of its family", unknown[0], "Its files are not complete; fetch it again")
     if tokenizer.pad_token_id in (None, tokenizer.convert_tokens_to_ids(family.end_of_turn)):
@@ -179,9 +200,9 @@ def _settle(model, processor, family):
     own = model.generation_config.eos_token_id
     eos = [own] if isinstance(own, int) else list(own or [])
     model.generation_config = greedy(processor, eos=eos + [tokenizer.convert_tokens_to_ids(family.end_of_turn)])
-    return model.eval(), processor
+    return model.eval(), _settle_processor(processor, model.config, family)
 
-# %% ../nbs/10_models.ipynb #0028-exportde
+# %% ../nbs/10_models.ipynb #0030-exportde
 def load_model(
     name_or_path: str,          # tiny-*, a folder, or a Hub repository
     load_in_4bit: bool = True,  # NF4; off keeps the stored precision
@@ -199,7 +220,7 @@ def load_model(
     model, processor = _settle(model, processor, family)
     return (set_training(model, True) if for_training else model), processor
 
-# %% ../nbs/10_models.ipynb #0029-exportde
+# %% ../nbs/10_models.ipynb #0031-exportde
 def set_training(
     model,
     training: bool, # True to train, False to answer
@@ -210,7 +231,7 @@ def set_training(
         (FastVisionModel.for_training if training else FastVisionModel.for_inference)(model)
     return model.train(training)
 
-# %% ../nbs/10_models.ipynb #0032-exportde
+# %% ../nbs/10_models.ipynb #0036-exportde
 def template_text(
     processor,
     messages: list[dict], # one conversation
@@ -220,7 +241,7 @@ def template_text(
     clean = [{"role": m["role"], "content": [{k: v for k, v in part.items() if v is not None} for part in m["content"]]} for m in messages]
     return processor.apply_chat_template(clean, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-# %% ../nbs/10_models.ipynb #0033-exportde
+# %% ../nbs/10_models.ipynb #0037-exportde
 def encode(
     processor,
     messages: list[list[dict]], # one conversation per row
@@ -233,10 +254,30 @@ def encode(
         places = sum(part["type"] == "image" for turn in m for part in turn["content"])
         if places != len(i): raise MedchatError("the messages and their images do not match", f"{places} places, {len(i)} images", "Build them with to_messages")
     text = [template_text(processor, m, add_generation_prompt) for m in messages]
-    pictures = [load_image(i) for row in images for i in row]
+    rows = [[load_image(i) for i in row] for row in images]
+    pictures = rows if all(rows) else [i for row in rows for i in row] # row by row where it matters: a mark among the words may stand for any of them
     return processor(text=text, images=pictures or None, padding=True, padding_side=padding_side, add_special_tokens=False, return_tensors="pt")
 
-# %% ../nbs/10_models.ipynb #0037-exportde
+# %% ../nbs/10_models.ipynb #0041-exportde
+def same_sort(
+    family: Family,
+    images: list[list], # the images of each conversation
+    counted: bool = False, # apart by the number of their images too
+) -> list[list[int]]:   # the numbers of those that may share a batch
+    "Conversations with and without images, apart where the family's processor refuses a mixture."
+    sorts = {}
+    for i, row in enumerate(images): sorts.setdefault(0 if family.mixes else len(row) if counted else bool(row), []).append(i)
+    return [sorts[n] for n in sorted(sorts, reverse=True)]
+
+def _generate(model, processor, messages, images, max_new_tokens):
+    "The greedy replies to conversations of one sort."
+    import torch
+    batch = encode(processor, messages, images, add_generation_prompt=True, padding_side="left").to(model.device)
+    config = greedy(processor, max_new_tokens, model.generation_config.eos_token_id)
+    with torch.inference_mode(): out = model.generate(**batch, generation_config=config)
+    return [t.strip() for t in processor.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+
+# %% ../nbs/10_models.ipynb #0043-exportde
 def generate_replies(
     model,
     processor,
@@ -244,20 +285,18 @@ def generate_replies(
     images: list[list],         # the images of each
     max_new_tokens: int = 64,   # longest reply, in tokens
 ) -> list[str]:
-    "The greedy reply to each conversation, in one batch."
-    import torch
+    "The greedy reply to each conversation."
     if any(m[-1]["role"] == "assistant" for m in messages):
         raise MedchatError("the prompt already holds the answer", messages[0][-1]["content"][0].get("text"), "Use prompt_messages")
-    batch = encode(processor, messages, images, add_generation_prompt=True, padding_side="left").to(model.device)
-    was = model.training
+    was, replies = model.training, [None]*len(messages)
     set_training(model, False)
-    config = greedy(processor, max_new_tokens, model.generation_config.eos_token_id)
     try:
-        with torch.inference_mode(): out = model.generate(**batch, generation_config=config)
+        for rows in same_sort(family_of(model.config), images, counted=True): # Llama's first words look at what fills up a row of fewer images
+            for i, reply in zip(rows, _generate(model, processor, [messages[i] for i in rows], [images[i] for i in rows], max_new_tokens)): replies[i] = reply
     finally: set_training(model, was)
-    return [t.strip() for t in processor.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+    return replies
 
-# %% ../nbs/10_models.ipynb #0040-exportde
+# %% ../nbs/10_models.ipynb #0046-exportde
 def add_lora(
     model,
     r: int = 16,           # rank: the inner width of each pair
@@ -267,22 +306,39 @@ def add_lora(
     vision_layers: bool = False,
     attention: bool = True,
     mlp: bool = True,
+    projector: bool = True, # train the projector too, whole
     seed: int = 3407,      # of the first values
 ):
-    "Freeze the base and put trainable LoRA pairs beside the chosen layers."
-    targets = lora_targets(family_of(model.config), language_layers, vision_layers, attention, mlp)
+    "Freeze the base; put trainable LoRA pairs beside the chosen layers, and a trainable copy in place of the projector."
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft.utils.constants import DUMMY_TARGET_MODULES # PEFT's word for no layers at all
+    family = family_of(model.config)
+    only_projector = projector and not (language_layers or vision_layers)
+    targets = DUMMY_TARGET_MODULES if only_projector else lora_targets(family, language_layers, vision_layers, attention, mlp)
     set_seed(seed)
-    options = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, bias="none", target_modules=targets)
-    if "unsloth" in sys.modules:
+    options = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, bias="none", target_modules=targets, modules_to_save=[family.projector] if projector else None)
+    if "unsloth" in sys.modules and not only_projector and model.device.type != "meta":
         from unsloth import FastVisionModel
         model = FastVisionModel.get_peft_model(model, random_state=seed, use_gradient_checkpointing="unsloth", **options)
     else:
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-        if model.device.type != "cpu": model = prepare_model_for_kbit_training(model)
+        if model.device.type == "cuda": model = prepare_model_for_kbit_training(model)
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    for p in model.parameters():
+        if p.requires_grad: p.data = p.data.float() # what is trained is trained at full precision
     return model
 
-# %% ../nbs/10_models.ipynb #0043-exportde
+# %% ../nbs/10_models.ipynb #0047-exportde
+def trained_parts(
+    model, # from `add_lora`
+) -> dict[str, int]: # numbers: LoRA, projector, all
+    "How many parameters are trained, and of how many."
+    import math
+    size = lambda p: math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel()
+    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    saved = sum(n for name, n in trained.items() if "modules_to_save" in name)
+    return {"LoRA": sum(trained.values()) - saved, "projector": saved, "all": sum(size(p) for n, p in model.named_parameters() if "original_module" not in n)}
+
+# %% ../nbs/10_models.ipynb #0050-exportde
 def read_run(
     run: str | Path, # a run folder
 ) -> dict: # its config.json
@@ -292,7 +348,7 @@ def read_run(
     if isinstance(config, dict) and "base" in config and "medchat" in config: return config
     raise MedchatError("not a run folder", run, f"Make one: medchat train --data DIR --base tiny-qwen2-vl --run {run}")
 
-# %% ../nbs/10_models.ipynb #0044-exportde
+# %% ../nbs/10_models.ipynb #0051-exportde
 def load_adapter(
     model,
     adapter: str | Path, # folder with PEFT safetensors
@@ -306,6 +362,7 @@ def load_adapter(
             warnings.simplefilter("ignore") # PEFT only warns of what is an error below
             tuned = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
     except Exception as e: # a damaged file makes PEFT fail in any way
+        if isinstance(e, KeyError) and str(e.args[0]).startswith("base_model."): raise MedchatError("the adapter does not fit its base", "a key is missing", f"First: {e.args[0]}") from e
         raise MedchatError("cannot load the adapter", Path(adapter).parent.name, f"{type(e).__name__}: {e}".splitlines()[0]) from e
     expected = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     if stored != expected:
@@ -313,7 +370,7 @@ def load_adapter(
             f"First: {sorted(stored ^ expected)[0]}")
     return tuned
 
-# %% ../nbs/10_models.ipynb #0045-exportde
+# %% ../nbs/10_models.ipynb #0052-exportde
 def load_run(
     run: str | Path,                  # a run folder
     load_in_4bit: bool | None = None, # None: as it was trained
@@ -327,79 +384,6 @@ def load_run(
         raise MedchatError("the base is not the one this run was trained on", f"{config['base']} {now[:12]}, was {str(config.get('base_sha256'))[:12]}", "Train again")
     model, processor = load_model(config["base"], config.get("load_in_4bit", True) if load_in_4bit is None else load_in_4bit)
     if (adapter/"processor_config.json").is_file():
-        try: processor = _transformers().AutoProcessor.from_pretrained(str(adapter), trust_remote_code=False)
+        try: processor = import_transformers().AutoProcessor.from_pretrained(str(adapter), trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise MedchatError("cannot load the run's processor", adapter, f"{type(e).__name__}: {e}".splitlines()[0]) from e
     return (set_training(load_adapter(model, adapter), False) if with_adapter else model), processor
-
-# %% ../nbs/10_models.ipynb #0049-exportde
-def base_sizes(
-    base: str, # as for load_model
-) -> dict:     # quantised, full (numbers of parameters), layers, hidden, mlp, heads, kv_heads, vocab
-    "How large a base is: from our table of published ones, or from its own files. Nothing is downloaded."
-    for family in FAMILIES.values():
-        if base in family.sizes: return family.sizes[base]
-    if not base.startswith("tiny-") and not Path(base).is_dir() and not _in_cache(base):
-        raise MedchatError("the size of this base is not known", base, f"Known: {', '.join(n for f in FAMILIES.values() for n in f.sizes)}")
-    folder = Path(resolve_base(base))
-    config = json.loads((folder/"config.json").read_text())
-    family_of(config)
-    t, floats = config.get("text_config") or config, 0
-    for file in _checkpoint_files(folder):
-        with open(file, "rb") as f: header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-        floats += sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__" and "F" in v["dtype"])
-    h, heads, kv = t["hidden_size"], t["num_attention_heads"], t["num_key_value_heads"]
-    inside = t["num_hidden_layers"] * (2*h*h + 2*h*h*kv//heads + 3*h*t["intermediate_size"])
-    return dict(quantised=inside, full=floats if "quantization_config" in config else floats - inside, layers=t["num_hidden_layers"],
-        hidden=h, mlp=t["intermediate_size"], heads=heads, kv_heads=kv, vocab=t["vocab_size"])
-
-# %% ../nbs/10_models.ipynb #0050-exportde
-def estimate_memory(
-    sizes: dict,          # as `base_sizes` gives them
-    device: str = "cuda", # cuda or cpu
-    tokens: int = 1280,   # in one forward pass: 2 conversations with an image of 512 tokens each
-    r: int = 16,          # LoRA rank
-) -> dict[str, float]: # GB, by what they are for
-    "What QLoRA training takes in memory, roughly."
-    s, gpu = sizes, device == "cuda"
-    h, m, kv = s["hidden"], s["mlp"], s["hidden"]*s["kv_heads"]//s["heads"]
-    lora = s["layers"] * r * (2*(h+h) + 2*(h+kv) + 3*(h+m))
-    number = 2 if gpu else 4 # bytes of an unquantised number
-    inside = tokens * (16*h + 6*m) * number
-    parts = {"weights": s["quantised"]*.57 + s["full"]*number, "LoRA and optimizer": lora * (4 + 4 + (2 if gpu else 8)),
-        "one batch": inside + tokens*h*number*s["layers"] + tokens*s["vocab"]*4 if gpu else inside*s["layers"] + tokens*s["vocab"]*8, "programs": 1e9}
-    return {k: v/1e9 for k, v in parts.items()}
-
-# %% ../nbs/10_models.ipynb #0052-exportde
-def _machine() -> dict:
-    "What this machine has: rows of the doctor's table."
-    import psutil
-    from importlib.metadata import PackageNotFoundError, version
-    backend, memory, disk = choose_backend(), psutil.virtual_memory(), shutil.disk_usage(".")
-    found = {"backend": f"{backend.name} on {backend.device}: {backend.why}", "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("medchat", "torch", "torchvision", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "unsloth", "gradio"):
-        try: found[name] = version(name)
-        except PackageNotFoundError: found[name] = "missing" if name != "medchat" else medchat.__version__
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found |= {"cores": str(cores), "memory": f"{memory.available/1e9:.1f} GB free of {memory.total/1e9:.1f}", "disk": f"{disk.free/1e9:.0f} GB free of {disk.total/1e9:.0f}"}
-    if backend.device == "cuda":
-        import torch
-        free, total = torch.cuda.mem_get_info()
-        found["GPU memory"] = f"{free/1e9:.1f} GB free of {total/1e9:.1f}"
-    return found
-
-# %% ../nbs/10_models.ipynb #0053-exportde
-def doctor(
-    base: str | None = None, # a base to judge: tiny-qwen2-vl, a Hub repository, or a folder
-) -> dict[str, str]: # the table's rows
-    "What this machine has, which backend it gets, and whether a base fits."
-    rows = _machine()
-    bases = [base] if base else [n for f in FAMILIES.values() for n in (f.tiny_base, f.default_base)]
-    device, gb = choose_backend().device, lambda text: float(text.split()[0])
-    for name in bases:
-        sizes = base_sizes(name)
-        needed, free = sum(estimate_memory(sizes, device).values()), gb(rows["GPU memory" if device == "cuda" else "memory"])
-        speed = ", but a base of this size is too slow to train without a GPU" if device == "cpu" and sizes["quantised"] > 2e8 else ""
-        rows[name] = f"{'fits' if needed < free*.95 else 'does not fit'}: training needs about {needed:.1f} GB, {free:.1f} GB are free{speed}"
-    width = max(map(len, rows))
-    print("\n".join(f"{k:{width}}  {v}" for k, v in rows.items()))
-    return rows

@@ -62,6 +62,10 @@ def _stops(word: str) -> bool: # is this word no part of a name?
     word = _POSSESSIVE.sub("", word).rstrip(".").casefold()
     return len(word) > 1 and (word in _STOP or len(word) > 5 and bool(_TERM.search(word)))
 
+def _still_a_name(text: str, at: int, pos: int, given: bool) -> bool: # is a word that `_stops` part of a name here? `given`: it follows "Roe, "
+    if _ALSO.match(text, pos) or given and _ALSO_GIVEN.match(text, pos): return True
+    return pos == at and bool(_ALSO_CAPS.match(text, pos) and _LABEL.search(text[max(0, at - 12):at]))
+
 # %% ../nbs/02a_phi.ipynb #0011-exportde
 def _name_end(
     text: str,
@@ -71,23 +75,26 @@ def _name_end(
     least: int = 1,      # words that it must have
 ) -> int:                # where it ends; `at` when there is none
     "Read a name word by word."
-    end, pos, words, bare, first, afters = at, at, 0, 0, 1, False # `first`: words that a family name may have before a comma
+    end, pos, words, bare = at, at, 0, 0
+    family, given = 1, False # words that a family name may have before a comma; are we behind that comma?
     for _ in range(7):
         token = _TOKEN.match(text, pos)
-        if not token or _stops(token[0]) and not (_ALSO.match(text, pos) or pos == at and _ALSO_CAPS.match(text, pos) and _LABEL.search(text[max(0, at - 12):at]) or afters and _ALSO_GIVEN.match(text, pos)): break
+        if not token or _stops(token[0]) and not _still_a_name(text, at, pos, given): break
         pos = token.end()
         if token["word"]:
-            words += 1; first += bool(_PARTICLE.fullmatch(token[0]))
+            words += 1; family += bool(_PARTICLE.fullmatch(token[0]))
             if possessive := _POSSESSIVE.search(token[0]): end = token.start() + possessive.start(); break
         if token["initial"]: bare += 1
         if not token["particle"]: end = pos
         gap = _BETWEEN.match(text, pos)
-        if not gap and comma and (words in (1, first) or words == 2 and text[at:pos].isupper()) and (gap := _COMMA.match(text, pos)): comma, afters = False, True
+        if not gap and comma and (words in (1, family) or words == 2 and text[at:pos].isupper()):
+            if gap := _COMMA.match(text, pos): comma, given = False, True
         if not gap: break
         pos = gap.end()
     if re.search(r"\s[AI]$", text[at:end]): end -= 2 # "Dr. Roe I called"
     return end if words >= least or initials and bare > 1 else at
 
+# %% ../nbs/02a_phi.ipynb #0012-exportde
 def _name_start(
     text: str,
     end: int,       # where the name would end
@@ -104,7 +111,7 @@ def _name_start(
         start, words = token.start(), words + bool(token["word"])
     return start if words >= least else end
 
-# %% ../nbs/02a_phi.ipynb #0013-exportti
+# %% ../nbs/02a_phi.ipynb #0014-exportti
 _TITLE = r"(?:(?:Drs?|DRS?|Doctors?|DOCTOR|Prof(?:essor)?|PROF(?:ESSOR)?|Mrs?|MRS?|Ms|MS|Miss|MISS|Mx|Sir|Dame|Rev)\b\.?|(?:drs?|prof|mrs?|ms)\.)"
 _WHO = r"""(?:(?:referring|ordering|attending|requesting|reporting|reading|performing|interpreting|dictating|supervising|responsible|primary(?:\ care)?|family)\s)?
     (?:physicians?|doctors?|dr|clinicians?|providers?|radiologists?|md|consultants?|gp|surgeons?|technologists?|technicians?|radiographers?|sonographers?
@@ -124,7 +131,7 @@ _NAME_CUES = [ # (what stands before the name, may it be "Last, First", are bare
     (re.compile(r"(?<=[\w,;)] )by(?: the)? (?=[^\W\d_])"), False, False, 2),
     (re.compile(rf"(?<!\w)(?:[Dd]ear|{_KIN}),?[ \t]{{1,2}}|(?<!\w)/s/[ \t]{{0,2}}|(?<!\w)(?:[Rr]egards|[Ss]incerely),?\s{{1,3}}|(?<!\w)(?:DICT|TRANS|dict|trans)(?:\.|:)\s?"), False, True, 1)]
 
-# %% ../nbs/02a_phi.ipynb #0014-exportde
+# %% ../nbs/02a_phi.ipynb #0015-exportde
 _DEGREE = re.compile(r"(?:,\s?|[ \t])(?:M\.?D\b(?!,?\s(?:USA|U\.S|\d{5}))|MBBS|MBChB|BMBS|FRC[RPS]C?\b|FACR|FRANZCR|Ph\.?D\b|ARNP|CRNP|PA-C\b|RT\(R\)|RDMS|DNP|DPM)|,\s?(?:D\.?O\b|MRCP\b|RN\b|NP\b|BSN\b)")
 _BORN = re.compile(r"(?:,?\s{1,2}(?:is|was)\s(?:an?\s)?|,\s?(?:an?\s)?)\d{1,3}[ -]?(?:years?|yrs?|months?|weeks?|days?|y\.?/?o\b)|[ ,;(]{1,3}(?:DOB|D\.O\.B|MRN|born|date of birth)\b", re.I)
 _LIST = re.compile(r",?[ \t](?:and|&|or)[ \t]|,[ \t]")
@@ -147,7 +154,7 @@ def _names(text: str) -> Iterator[tuple[int, int]]:
             if (at := _name_start(text, m.start(), least)) < m.start(): yield at, m.start()
     yield from _caret_names(text)
 
-# %% ../nbs/02a_phi.ipynb #0015-exportca
+# %% ../nbs/02a_phi.ipynb #0016-exportca
 _CARET = re.compile(r"(?<![\w^])(?P<family>[^\W\d_]{1,30}(?:['’ -][^\W\d_]{1,30}){0,3})\^[^\W\d_][\w'’^.-]{0,60}") # DICOM's Family^Given (PS3.5 6.2)
 
 def _caret_names(text: str) -> Iterator[tuple[int, int]]: # "Patient VAN DYKE^JOHN": without the words before the name
@@ -165,7 +172,7 @@ def _not_a_name(text: str, cue: re.Match, at: int, end: int) -> bool: # words th
     if word.startswith("PT") and not name.isupper(): return True # PT: psoas tendon
     return "sister" in word and name.startswith("Mary Joseph")
 
-# %% ../nbs/02a_phi.ipynb #0018-exportmo
+# %% ../nbs/02a_phi.ipynb #0019-exportmo
 _MONTH = r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
 _DAY, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:(?:1[89]|20)\d\d)"
 _TH, _MON = r"(?:st|nd|rd|th)?", r"(?:0?[1-9]|1[0-2])"
@@ -187,7 +194,7 @@ _CLOCK = r"(?:[01]?\d|2[0-4])[:.h][0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?(?:Z|[+-]\d\
 _TIME_AFTER = re.compile(rf"(?:T|,?\s{{0,2}}(?:at|@|\()?\s{{0,2}})(?P<x>{_CLOCK})", re.I)
 _TIME_BEFORE = re.compile(rf"(?<![\w:.])(?P<x>{_CLOCK})\s{{0,2}}(?:on\s|,\s?|-\s?)?(?:the\s)?$", re.I)
 
-# %% ../nbs/02a_phi.ipynb #0019-exportde
+# %% ../nbs/02a_phi.ipynb #0020-exportde
 def _dates(text: str) -> Iterator[tuple[int, int, str]]:
     "Spans of dates, and of the times beside them."
     for rule in [*_DATES, _SHORT, _LONE, _BIRTH_YEAR]:
@@ -202,7 +209,7 @@ def _levels(text: str, at: int, m: re.Match) -> bool: # "ribs 10-11-12", "may 2"
     before = text[max(0, at - 14):at].casefold()
     return bool(re.search(r"(?:ribs?|levels?|grade|stage|images?|series|version|v|type|zones?|segments?)\s$", before)) or m[0].startswith(("may ", "mar ", "dec ", "sep ")) and not re.search(r"\d{4}", m[0])
 
-# %% ../nbs/02a_phi.ipynb #0022-exportnu
+# %% ../nbs/02a_phi.ipynb #0023-exportnu
 _NUMBER = r"(?:\s?(?:no\b\.?|nr\b\.?|num(?:ber)?s?\b|id\b|\#|code))?"
 _ID_MARK = rf"""(?:(?:MRN|M\.R\.N\.?|SSN|NHS|CHI|UHID|EMPI|URN|DICOM\sID|UID){_NUMBER}|(?:(?:medical|hospital|health|patient|unit|chart)\s)record{_NUMBER}
     |(?:patient|pt|hospital|unit|chart|member|subject|subscriber|beneficiary|insurance|national|employee|device|order|exam|study|accession|visit|encounter|request
@@ -214,7 +221,7 @@ _TOWN = rf"(?!XXXX)(?:(?:St|Ft|Mt)\.\s)?[{_UP}][{_UP}{_LOW}'-]{{1,20}}(?:\s(?:St
 _POSTCODE = r"[A-Z]{1,2}\d[A-Z\d]?\s?\d[ABD-HJLNP-UW-Z]{2}"
 _PLACE = rf"(?:,?\s(?:Apt|Apartment|Suite|Ste|Unit|Flat|\#)\.?\s?[\w-]{{1,6}}(?!\w))?(?:,\s?{_TOWN})?(?:,?\s{_STATE}\b)?(?:,?\s(?:\d{{5}}(?:-\d{{4}})?(?!\d)|{_POSTCODE}))?"
 
-# %% ../nbs/02a_phi.ipynb #0023-exportde
+# %% ../nbs/02a_phi.ipynb #0024-exportde
 def _rule(kind: str, pattern: str, flags: int = re.I | re.X): return kind, re.compile(pattern, flags)
 _RULES = [
     _rule("name", r"(?<!\w)(?i:dictated|dictating|transcribed|typed|dict|trans|initials)(?i:\s(?:by|and)){0,1}(?:\s?[:.=]\s{0,3}|\s(?=[A-Z]{2,4}/))(?P<x>[A-Z]{2,4}(?:[/:][A-Za-z]{2,4}){0,2})(?!\w)", re.X),
@@ -237,7 +244,7 @@ _RULES = [
     _rule("age", r"\b(?:aged?|age\sof)[ \t]{0,2}:?[ \t]{0,2}(?P<x>9\d|1[0-3]\d)(?!\w|[.,/-]\d|\s?(?:days|weeks|months|hours|mm|cm))"),
     _rule("age", r"(?<!\w)(?P<x>ninety(?:-(?:one|two|three|four|five|six|seven|eight|nine))?|(?:a|one)\shundred(?:\sand\s\w{3,5})?)[- ]years?[- ]old|(?<!\w)in\s(?:her|his|their)\s(?P<y>nineties|90['’]?s)")]
 
-# %% ../nbs/02a_phi.ipynb #0025-exportem
+# %% ../nbs/02a_phi.ipynb #0026-exportem
 _EMPTY = frozenset("the and von van der den del des dos bin ibn mrs miss prof xxxx anonymous unknown none nan null".split())
 
 @lru_cache(64)
@@ -253,7 +260,7 @@ def _known_rule(known: tuple[str, ...]) -> re.Pattern | None: # one pattern for 
     if long: whole.add(rf"(?:(?:{any_part})[\s,.^_-]{{1,3}}){{0,3}}(?:{'|'.join(sorted(long, key=order))})(?:[\s,.^_-]{{1,3}}(?:{any_part})){{0,3}}")
     return re.compile(edge("|".join(sorted(whole, key=order))), re.I) if whole else None
 
-# %% ../nbs/02a_phi.ipynb #0027-exportde
+# %% ../nbs/02a_phi.ipynb #0028-exportde
 def find_phi(
     text: str,
     known: Iterable[str] = (), # strings known to identify somebody, such as the patient's name and number
@@ -277,7 +284,7 @@ def _again(text: str, names: list[tuple[int, int]]) -> Iterator[tuple[int, int]]
     words = {w for a, b in names for w in re.findall(rf"[{_UP}][{_UP}{_LOW}]{{2,}}", text[a:b]) if w != MASK and w.casefold() not in _EPONYMS and not _stops(w)}
     if words: yield from (m.span() for m in re.finditer(rf"(?<!\w)(?:{'|'.join(sorted(words, key=len, reverse=True))})(?!\w)", text))
 
-# %% ../nbs/02a_phi.ipynb #0028-exportde
+# %% ../nbs/02a_phi.ipynb #0029-exportde
 def scrub(
     text: str,                 # a report, a caption, a header field
     known: Iterable[str] = (), # strings known to identify somebody; masked wherever they stand

@@ -4,13 +4,14 @@
 
 # %% ../nbs/11_plots.ipynb #0004-exportfr
 from __future__ import annotations
-import io, json, math, sys, time
+import io, math, sys, time
 from pathlib import Path
 from .core import MedchatError, read_jsonl, replacing
-from .models import _transformers, read_run
+from .models import import_transformers, read_run
 
 # %% auto #0
-__all__ = ['LOOKS', 'read_log', 'smooth', 'draw_loss', 'spread', 'loss_figure', 'plot_runs', 'in_notebook', 'make_live_plot']
+__all__ = ['LOOKS', 'read_log', 'smooth', 'draw_loss', 'spread', 'draw_answers', 'loss_figure', 'plot_runs', 'in_notebook',
+           'make_live_plot']
 
 # %% ../nbs/11_plots.ipynb #0007-exportde
 def read_log(
@@ -79,16 +80,35 @@ def spread(
     for k in order: out[k], floor = max(out[k], floor), max(out[k], floor) + gap
     return out
 
-# %% ../nbs/11_plots.ipynb #0016-exportde
+# %% ../nbs/11_plots.ipynb #0017-exportde
+def draw_answers(
+    axis,                  # a matplotlib axis
+    logs: list[list[dict]], # of each run
+):
+    "The share of closed questions answered right, over the steps; 0.5 is what a coin gets on yes and no."
+    for look, log in enumerate(logs):
+        colour, line, mark = LOOKS[look % len(LOOKS)]
+        if points := [(r["step"], r["closed_accuracy"]) for r in log if "closed_accuracy" in r]:
+            axis.plot(*zip(*points), color=colour, linestyle=line, marker=mark, markersize=4)
+    axis.axhline(.5, color="#888888", linewidth=.8, linestyle=":")
+    axis.set(ylim=(0, 1.03), ylabel="closed answers right")
+    axis.grid(axis="y", linewidth=.4, alpha=.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+# %% ../nbs/11_plots.ipynb #0019-exportde
 def loss_figure(
     runs: list[str | Path], # run folders
 ):
-    "The training and validation loss of one or more runs, in one matplotlib figure."
+    "The training and validation loss of one or more runs, and their answers, in one matplotlib figure."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    axis, names = figure.add_subplot(), []
-    for look, run in enumerate(runs): names += draw_loss(axis, read_log(run), Path(run).resolve().name if len(runs) > 1 else "", look)
-    axis.set(xlabel="step", ylabel="loss (cross-entropy per learnt token)", title=Path(runs[0]).resolve().name if len(runs) == 1 else None)
+    logs = [read_log(run) for run in runs]
+    answered, names = any("closed_accuracy" in r for log in logs for r in log), []
+    figure = Figure(figsize=(8, 6 if answered else 4.5), dpi=110, layout="constrained")
+    axis, *below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1)) if answered else [figure.add_subplot()]
+    for look, (run, log) in enumerate(zip(runs, logs)): names += draw_loss(axis, log, Path(run).resolve().name if len(runs) > 1 else "", look)
+    if answered: draw_answers(below[0], logs)
+    figure.axes[-1].set_xlabel("step")
+    axis.set(ylabel="loss (cross-entropy per learnt token)", title=Path(runs[0]).resolve().name if len(runs) == 1 else None)
     axis.set_ylim(bottom=0)
     axis.grid(axis="y", linewidth=.4, alpha=.6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -99,7 +119,7 @@ def loss_figure(
             arrowprops=dict(arrowstyle="-", color=colour, linewidth=.5, shrinkA=0, shrinkB=2))
     return figure
 
-# %% ../nbs/11_plots.ipynb #0018-exportde
+# %% ../nbs/11_plots.ipynb #0021-exportde
 def plot_runs(
     runs: list[str],        # run folders
     out: str | None = None, # file to write, .png or .svg; the other is written beside it. Default for one run: loss.png in its folder
@@ -119,19 +139,19 @@ def plot_runs(
     print("wrote", " and ".join(str(f) for f in files))
     return files
 
-# %% ../nbs/11_plots.ipynb #0025-exportde
+# %% ../nbs/11_plots.ipynb #0028-exportde
 def in_notebook() -> bool:
     "Is there a page to draw on?"
     return "ipykernel" in sys.modules
 
-# %% ../nbs/11_plots.ipynb #0027-exportde
+# %% ../nbs/11_plots.ipynb #0030-exportde
 def make_live_plot(
     run: str | Path,   # the run being trained
     every: float = 3., # seconds between two drawings
 ):
     "A trainer callback that draws the run's loss in the notebook while it trains."
     from IPython.display import Image, display
-    class LivePlot(_transformers().TrainerCallback):
+    class LivePlot(import_transformers().TrainerCallback):
         page, last = None, 0.0
         def on_log(self, *_, **__):
             if time.time() - self.last >= every: self.draw()

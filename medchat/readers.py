@@ -5,7 +5,7 @@
 # %% ../nbs/04_readers.ipynb #0004-exportfr
 from __future__ import annotations
 import csv, hashlib, importlib, inspect, io, json, os, re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any, Callable, Iterable, Iterator
 from .core import MedchatError, Record, Turn, check_record
 
 # %% auto #0
-__all__ = ['FORMATS', 'Reject', 'Reader', 'reader', 'known_formats', 'recognise', 'find_format', 'image_root', 'read_records',
-           'formats', 'to_text', 'qa', 'answer_type', 'json_file', 'json_rows', 'json_lines', 'csv_rows',
-           'parquet_rows', 'first_keys', 'image_path', 'held_image', 'records']
+__all__ = ['FORMATS', 'SPLIT_WORDS', 'Reject', 'Reader', 'reader', 'known_formats', 'recognise', 'find_format', 'image_root',
+           'read_records', 'formats', 'to_text', 'qa', 'answer_type', 'split_named', 'json_file', 'json_rows',
+           'json_lines', 'csv_rows', 'parquet_rows', 'first_keys', 'image_path', 'held_image', 'records']
 
 # %% ../nbs/04_readers.ipynb #0007-exportda
 @dataclass
@@ -169,7 +169,21 @@ def answer_type(
     "The type of an answer where the set does not say it: yes and no are closed, as PathVQA and LLaVA-Med count them."
     return "closed" if answer.strip().strip(".").lower() in ("yes", "no") else "open"
 
-# %% ../nbs/04_readers.ipynb #0022-exportde
+# %% ../nbs/04_readers.ipynb #0022-exportsp
+SPLIT_WORDS = {word: split for split, words in dict(train="train training trainset", validation="validation validate val valid valset dev", test="test testing testset").items() for word in words.split()}
+
+@lru_cache(maxsize=4096)
+def _split_in(name: str) -> str | None:
+    found = {SPLIT_WORDS[w] for w in re.split(r"[^a-z]+", name.lower()) if w in SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else None
+
+def split_named(
+    *names: str, # names of a file and of the folders around it, the nearest first
+) -> str | None: # train, validation or test
+    "The split that the first of these names speaks of that speaks of one."
+    return next(filter(None, map(_split_in, names)), None)
+
+# %% ../nbs/04_readers.ipynb #0025-exportde
 def _open(path: Path) -> io.BufferedReader:
     "A file of rows, opened; a one-line error when it cannot be, or was never fetched."
     if os.path.exists(path) and not os.path.isfile(path): raise MedchatError("not a file", path, "Give a file") # a pipe would wait for ever
@@ -189,7 +203,7 @@ def json_file(
         except UnicodeDecodeError as e: raise MedchatError("not UTF-8 text", path, "Save it again as UTF-8") from e
         except (ValueError, RecursionError) as e: raise MedchatError("not JSON", path, str(e) if Path(path).stat().st_size else "The file is empty") from e
 
-# %% ../nbs/04_readers.ipynb #0023-exportbl
+# %% ../nbs/04_readers.ipynb #0026-exportbl
 _blank = re.compile(r"[ \t\r\n]*")
 
 def _elements(f: io.TextIOBase, size: int = 1 << 20) -> Iterator[Any]:
@@ -214,7 +228,7 @@ def _elements(f: io.TextIOBase, size: int = 1 << 20) -> Iterator[Any]:
         at = end + comma
     if (text[at + 1:] + f.read()).strip(): raise ValueError("something follows the end of the list")
 
-# %% ../nbs/04_readers.ipynb #0024-exportde
+# %% ../nbs/04_readers.ipynb #0027-exportde
 def json_rows(
     path: Path, # a file that holds one JSON list
 ) -> Iterator[tuple[str, Any]]: # (where, row)
@@ -238,7 +252,7 @@ def json_lines(
             try: yield where, json.loads(line.decode("utf-8-sig" if n == 1 else "utf-8"))
             except (ValueError, RecursionError) as e: yield where, Reject(where, f"not a line of JSON: {e}", line.decode("utf-8", "replace").strip()[:500])
 
-# %% ../nbs/04_readers.ipynb #0027-exportde
+# %% ../nbs/04_readers.ipynb #0030-exportde
 def csv_rows(
     path: Path,             # a table with a line of column names
     delimiter: str = "",    # between cells; found out when empty: tab for .tsv and .txt, else comma or semicolon
@@ -273,7 +287,7 @@ def _cells(name: str, reader: Iterator, names: list[str], n: int) -> Iterator[tu
         elif any("\udc80" <= c <= "\udcff" for cell in cells for c in cell if c > "\ud7ff"): yield where, Reject(where, "not UTF-8 text", ascii(row)[:500])
         else: yield where, row
 
-# %% ../nbs/04_readers.ipynb #0029-exportde
+# %% ../nbs/04_readers.ipynb #0032-exportde
 def parquet_rows(
     paths: Iterable[Path], # Parquet files, in order
 ) -> Iterator[tuple[str, dict]]: # (where, row)
@@ -305,7 +319,7 @@ def first_keys(
     except Exception: return set() # whatever it is, it is not recognised
     return {k for k in row if isinstance(k, str)} if isinstance(row, dict) else set()
 
-# %% ../nbs/04_readers.ipynb #0032-exportlr
+# %% ../nbs/04_readers.ipynb #0035-exportlr
 @lru_cache(maxsize=4096)
 def _real(folder: str) -> str: return os.path.realpath(folder)
 
@@ -332,7 +346,7 @@ def image_path(
     if not f"{real}/".startswith(tuple(roots)): raise ValueError(f"image is a link out of the source folder: {name}")
     return inside[len(roots[0]):]
 
-# %% ../nbs/04_readers.ipynb #0035-exportma
+# %% ../nbs/04_readers.ipynb #0038-exportma
 _magic = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"))
 
 def held_image(
@@ -344,7 +358,7 @@ def held_image(
     suffix = next((s for m, s in _magic if data.startswith(m)), ".webp" if data[8:12] == b"WEBP" else ".bin")
     return f"images/{hashlib.sha256(data).hexdigest()[:24]}{suffix}", bytes(data)
 
-# %% ../nbs/04_readers.ipynb #0038-exportde
+# %% ../nbs/04_readers.ipynb #0041-exportde
 def _records_rows(source: Path) -> Iterator[tuple[str, Any]]:
     "Rows of a JSONL file, a JSON list, or a folder with records.jsonl."
     path = source/"records.jsonl" if source.is_dir() else source
@@ -367,7 +381,7 @@ def _tutorial_record(base: Path, where: str, row: dict) -> Record:
                   turns=[Turn("user", f"{question}\n{context}".strip() if question else ""), Turn("assistant", to_text(row["response"], "response"))],
                   meta={k: v for k, v in row.items() if k not in known})
 
-# %% ../nbs/04_readers.ipynb #0039-exportde
+# %% ../nbs/04_readers.ipynb #0042-exportde
 def _own_record(base: Path, where: str, row: dict) -> Record:
     "A row with the fields of a Record; fields it does not know go to meta."
     names = {f.name for f in fields(Record)}

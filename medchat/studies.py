@@ -15,8 +15,8 @@ from .dicom import burned_in_risk, deidentify, dicom_files, dicomdir_files, know
 from .images import FORMATS, MAX_PIXELS, image_info, to_rgb
 from .letters import looks_like_text
 from .phi import MASK, scrub
-from .readers import Reject, image_path, json_file, reader
-from .tables import few_files, find_columns, instruction, pick, split_of, table_rows, to_row_record, walk
+from .readers import Reject, image_path, json_file, reader, split_named
+from .tables import few_files, find_columns, instruction, pick, table_rows, to_row_record, walk
 
 # %% auto #0
 __all__ = ['MOST', 'spread', 'to_bytes', 'without_metadata', 'read_video', 'identifiers', 'mask_name', 'hide_folders',
@@ -559,7 +559,7 @@ def _study_row(source: Path, here: Path, n: int, reports: list[str], fps: float,
             images.append(data); stamps.append({"video": k, "seconds": seconds})
     meta = {"report": {k: scrub(v, who)[0] for k, v in fields.items()}, "masked": dict(Counter(kind for kind, _ in found)), "stills": len(stills), "frames": stamps, "same": same}
     group = f"patient-{patients.setdefault(patient, len(patients) + 1)}" if patient else f"study-{n}"
-    return {"image": images, "question": instruction("report", clean), "report": clean, "group": group, "id": f"study-{n}", "split": split_of(*(p.name for p in (near, *near.parents))), "meta": {k: v for k, v in meta.items() if v}}
+    return {"image": images, "question": instruction("report", clean), "report": clean, "group": group, "id": f"study-{n}", "split": split_named(*(p.name for p in (near, *near.parents))), "meta": {k: v for k, v in meta.items() if v}}
 
 # %% ../nbs/04e_studies.ipynb #0057-exportde
 def _most(frames: str) -> int: # frames of one video at most; 0: all

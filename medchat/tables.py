@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 from .core import MedchatError, Record, Turn, need
-from .readers import (Reject, _open, answer_type, csv_rows, first_keys, held_image, image_path, json_file, json_lines, json_rows, parquet_rows,
-                             reader, to_text)
+from .readers import (SPLIT_WORDS, Reject, _open, answer_type, csv_rows, first_keys, held_image, image_path, json_file, json_lines, json_rows, parquet_rows,
+                             reader, split_named, to_text)
 
 # %% auto #0
-__all__ = ['INSTRUCTIONS', 'UNPACKED', 'find_columns', 'to_plain', 'pick', 'instruction', 'split_of', 'beside', 'to_row_record',
-           'xlsx_rows', 'table_rows', 'first_names', 'find_tables', 'table', 'walk', 'few_files', 'folder_of_images',
-           'find_parquet', 'parquet', 'hub_revision', 'hub']
+__all__ = ['INSTRUCTIONS', 'UNPACKED', 'find_columns', 'to_plain', 'pick', 'instruction', 'beside', 'to_row_record', 'xlsx_rows',
+           'table_rows', 'first_names', 'find_tables', 'table', 'walk', 'few_files', 'folder_of_images', 'find_parquet',
+           'parquet', 'hub_revision', 'hub']
 
 # %% ../nbs/04d_tables.ipynb #0007-exportus
 _USUAL = { # role -> names that columns of that role usually have, compared by _plain; the first that is there
@@ -110,18 +110,6 @@ def instruction(
     said = INSTRUCTIONS[kind]
     return said[int(hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:8], 16) % len(said)]
 
-_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation", "validate": "validation", "dev": "validation",
-           "test": "test", "testing": "test"}
-
-def split_of(
-    *names: str, # names of a file and of the folders around it, the nearest first
-) -> str | None: # train, validation or test
-    "The split that a name speaks of."
-    for name in names:
-        found = {_SPLITS[w] for w in re.split(r"[^a-z]+", name.lower()) if w in _SPLITS}
-        if len(found) == 1: return found.pop()
-    return None
-
 # %% ../nbs/04d_tables.ipynb #0016-exportde
 def _images(base: Path, value: Any) -> tuple[list[str], dict[str, bytes]]:
     "The pictures that a cell names or holds: (paths, {path: bytes})."
@@ -161,7 +149,7 @@ def to_row_record(
     if "question" not in row: text["question"] = instruction(kind, images[0] if images else where)
     asked = f"{text['question']}\n{text['context']}".strip() if text["question"] else ""
     plain = lambda r: None if row.get(r) is None else to_text(row[r], r)
-    for r, known in (("split", _SPLITS), ("answer_type", {"open": "open", "closed": "closed", "close": "closed", "yes_no": "closed"})):
+    for r, known in (("split", SPLIT_WORDS), ("answer_type", {"open": "open", "closed": "closed", "close": "closed", "yes_no": "closed"})):
         said = plain(r)
         row = {**row, r: known.get(_plain(re.sub(r"[ -]?ended", "", said.lower()))) if said else None}
         if said and not row[r]: meta[r] = said
@@ -263,12 +251,12 @@ def find_tables(
     files = sorted(p for p in source.iterdir() if p.suffix.lower() in _tables and not p.name.startswith((".", "~$")))
     if not files: raise MedchatError("no table in", source, f"Give a {', '.join(_tables)} file, or a folder that holds one")
     fit = [p for p in files if _fits(p, columns)] if len(files) > 1 else files
-    if len(fit) == 1 or fit and all(split_of(p.stem) for p in fit): return fit
+    if len(fit) == 1 or fit and all(split_named(p.stem) for p in fit): return fit
     raise MedchatError("several tables in" if fit else "no table with these columns in", source, f"Name one of them: {', '.join(p.name for p in fit or files)}")
 
 def _all_table_rows(source: Path, columns: str = "") -> Iterator[tuple[str, Any]]:
     for path in find_tables(source, columns):
-        yield from _pick_all(table_rows(path), columns, path, split=split_of(path.stem) if source.is_dir() else None, source=source.stem)
+        yield from _pick_all(table_rows(path), columns, path, split=split_named(path.stem) if source.is_dir() else None, source=source.stem)
 
 # %% ../nbs/04d_tables.ipynb #0026-exportde
 def _sniff_table(source: Path) -> str:
@@ -326,7 +314,7 @@ def _pairs(source: Path, here: Path, files: list[str]) -> Iterator[tuple[str, An
     for stem, same in sorted(stems.items()):
         pictures, texts = [f for f in same if Path(f).suffix.lower() in _pictures], [f for f in same if Path(f).suffix.lower() not in _pictures]
         wheres = [(here/f).relative_to(source).as_posix() for f in pictures or texts]
-        where, given = wheres[0], dict(image=wheres[0], split=split_of(*near), source=source.name)
+        where, given = wheres[0], dict(image=wheres[0], split=split_named(*near), source=source.name)
         why = "no text for this image" if not texts else "no image for this text" if not pictures else f"several files of one name: {', '.join(same)}" if len(same) > 2 else ""
         try: texts and image_path(source, (here/texts[0]).relative_to(source).as_posix())
         except (ValueError, RuntimeError): why = f"the text is a link out of the folder: {texts[0]}"
@@ -365,7 +353,7 @@ def _metadata_rows(source: Path, here: Path, name: str, columns: str) -> Iterato
                 named.update(posixpath.normpath(str(f).replace("\\", "/")) for f in listed)
                 row = {**{k: v for k, v in row.items() if k != key}, "image": [(near/str(f)).as_posix() for f in listed if f]}
             yield (near/where).as_posix(), row
-    yield from _pick_all(rows(), columns, here/name, split=split_of(near.as_posix(), *(p.name for p in near.parents)), source=source.name)
+    yield from _pick_all(rows(), columns, here/name, split=split_named(near.as_posix(), *(p.name for p in near.parents)), source=source.name)
     for place, files in walk(here): # a metadata file speaks for the folders below it, except for those that have one
         if any(_metadata(p) for p in (place, *place.parents) if here in p.parents): continue
         for f in files:
@@ -434,7 +422,7 @@ def _parquet_rows(source: Path, columns: str = "", subset: str = "") -> Iterator
     for path in files:
         near = path.relative_to(top).parent
         rows = ((where if near == Path() else f"{near.as_posix()}/{where}", row) for where, row in parquet_rows([path]))
-        yield from _pick_all(rows, columns, path, split=split_of(path.stem, path.parent.name), source=source.stem)
+        yield from _pick_all(rows, columns, path, split=split_named(path.stem, path.parent.name), source=source.stem)
 
 def _sniff_parquet(source: Path) -> str:
     path = source if source.is_file() and source.suffix == ".parquet" else next((p for p in few_files(source) if p.suffix == ".parquet"), None) if source.is_dir() else None
@@ -541,7 +529,7 @@ def _hub_rows(source: str, columns: str = "", subset: str = "", revision: str = 
     fetch = _fetcher(name.partition(":")[0], commit, local)
     for split, ds in splits.items():
         rows = ((f"{name}/{split}[{n}]", dict(row)) for n, row in enumerate(_unbroken(ds, name), 1))
-        yield from _fetched(_pick_all(rows, columns, name, split=split_of(split), source=name, licence=licence or None), fetch, commit)
+        yield from _fetched(_pick_all(rows, columns, name, split=split_named(split), source=name, licence=licence or None), fetch, commit)
 
 # %% ../nbs/04d_tables.ipynb #0047-exportde
 def _unbroken(ds, name: str) -> Iterator[dict]:

@@ -4,310 +4,83 @@
 
 # %% ../nbs/12_train.ipynb #0004-exportfr
 from __future__ import annotations
-import hashlib, html, json, math, os, random, shlex, shutil, signal, sys, threading, time
+import errno, json, logging, math, os, random, re, shlex, shutil, sys
 from pathlib import Path
+from typing import Literal
 from . import __version__
-from .core import MedchatError, progress, replacing
+from .batches import VisionCollator, count_tokens, cut_step, join_turns, make_receipt, plan_steps
+from .core import MedchatError, need, replacing
 from .curate import read_dataset
-from .families import Family, family_of, lora_targets
-from .models import add_lora, base_hash, choose_backend, encode, load_model, read_run, resolve_base, set_training, template_text
+from .families import family_of, lora_targets
+from .memory import base_sizes, free_memory, memory_advice
+from .messages import prompt_messages
+from .metrics import closed_accuracy
+from .models import add_lora, base_hash, choose_backend, generate_replies, load_model, resolve_base, same_sort, set_training, trained_parts
 from .plots import in_notebook, make_live_plot, read_log
+from .runs import catching_interrupt, check_run, cut_log, data_hash, make_logger, steps_done, versions
+from .stages import ImageProbe, check_start, contrast_loss, start_projector, to_descriptions
 
 # %% auto #0
-__all__ = ['reply_spans', 'make_labels', 'VisionCollator', 'Mask', 'show_mask', 'join_rows', 'plan_turns', 'join_turns',
-           'longest_rows', 'make_receipt', 'log_row', 'make_logger', 'catching_interrupt', 'data_hash', 'versions',
-           'last_checkpoint', 'check_run', 'cut_log', 'answer_loss', 'trainer_arguments', 'make_trainer', 'count_steps',
-           'make_config', 'finish_run', 'pick_records', 'pick_kinds', 'train']
+__all__ = ['answer_loss', 'Quiz', 'pick_records', 'trainer_arguments', 'make_loader', 'set_projector_rate', 'make_trainer',
+           'settle_stage', 'check_settings', 'make_config', 'pick_kinds', 'read_lessons', 'save_adapter', 'peak_memory',
+           'finish_run', 'memory_error', 'disk_error', 'train']
 
 # %% ../nbs/12_train.ipynb #0007-exportde
-def reply_spans(
-    processor,
-    family: Family,
-    messages: list[dict], # a conversation with its answers
-) -> tuple[list[int], list[tuple[int, int]]]: # token ids (one per image), [start, end) of each answer
-    "Where the answers stand in a conversation, end tokens included."
-    ids = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    end_id, spans = processor.tokenizer.convert_tokens_to_ids(family.end_of_turn), []
-    whole = ids(template_text(processor, messages, add_generation_prompt=False))
-    for k, message in enumerate(messages):
-        if message["role"] != "assistant": continue
-        prompt = ids(template_text(processor, messages[:k], add_generation_prompt=True))
-        if whole[:len(prompt)] != prompt or end_id not in whole[len(prompt):]:
-            raise MedchatError("the prompt is not a prefix of the conversation", message["content"][0]["text"][:60], "Labels would be wrong; check the base's chat template")
-        spans.append((len(prompt), whole.index(end_id, len(prompt)) + 1))
-    return whole, spans
-
-# %% ../nbs/12_train.ipynb #0008-exportde
-def make_labels(
-    processor,
-    family: Family,
-    messages: list[dict],  # a conversation with its answers
-    row_ids: list[int],    # its token ids in a batch, without padding, images at full length
-) -> list[int]: # the same length; -100 where nothing is learnt
-    "The label of each token: answers are learnt, everything else is not."
-    whole, spans = reply_spans(processor, family, messages)
-    image, masked = processor.image_token_id, set(processor.tokenizer.convert_tokens_to_ids(list(family.masked_tokens)))
-    learnt = {i for start, end in spans for i in range(start, end)}
-    plain = iter([(t, i in learnt) for i, t in enumerate(whole) if t != image])
-    labels = []
-    for token in row_ids:
-        if token == image: labels.append(-100); continue
-        expected, is_learnt = next(plain, (None, False))
-        if token != expected: raise MedchatError("the batch does not hold the conversation", messages[-1]["content"][0]["text"][:60])
-        labels.append(token if is_learnt and token not in masked else -100)
-    return labels
-
-# %% ../nbs/12_train.ipynb #0010-exportcl
-class VisionCollator:
-    "Dataset rows (`id`, `messages`, `images`) to a training batch with labels."
-    def __init__(self,
-        processor,
-        family: Family,
-        max_length: int | None = None, # tokens that the base can read
-    ): self.processor, self.family, self.max_length = processor, family, max_length
-
-    def __call__(self, rows: list[dict]):
-        import torch
-        batch = encode(self.processor, [r["messages"] for r in rows], [r["images"] for r in rows], add_generation_prompt=False, padding_side="right")
-        batch["labels"] = torch.full_like(batch["input_ids"], -100)
-        for k, row in enumerate(rows):
-            n = int(batch["attention_mask"][k].sum())
-            if self.max_length and n > self.max_length:
-                raise MedchatError("a record is too long for the base", f"{row.get('id')}: {n} tokens, at most {self.max_length}", "Shorten it or leave it out; nothing is cut silently")
-            labels = make_labels(self.processor, self.family, row["messages"], batch["input_ids"][k, :n].tolist())
-            learnt = sum(label != -100 for label in labels)
-            if learnt in (0, n): raise MedchatError(f"{'everything' if learnt else 'nothing'} in a record would be learnt", row.get("id"), "Check its answers and the base's chat template")
-            batch["labels"][k, :n] = torch.tensor(labels)
-        return batch
-
-# %% ../nbs/12_train.ipynb #0013-exportcl
-class Mask:
-    "A row of a batch with the learnt part marked: colours in a notebook, brackets in text."
-    def __init__(self, pieces: list[tuple[str, bool]]): self.pieces = pieces
-    def __str__(self): return "".join(f"[[{text}]]" if learnt else text for text, learnt in self.pieces)
-    __repr__ = __str__
-    def _repr_html_(self):
-        on, off = "background:#b7e4c7;color:#081c15;border-bottom:2px solid #1b4332", "color:#777"
-        show = lambda text: html.escape(text).replace("\n", "\u21b5<br>")
-        return "<div style='font-family:monospace'>" + "".join(f"<span style='{on if l else off}'>{show(t)}</span>" for t, l in self.pieces) + "</div>"
-
-# %% ../nbs/12_train.ipynb #0014-exportde
-def show_mask(
-    processor,
-    batch,       # from the collator
-    row: int = 0, # which row of it
-) -> Mask:
-    "Which tokens of a row are learnt."
-    pieces, n = [], int(batch["attention_mask"][row].sum())
-    for token, label in zip(batch["input_ids"][row, :n].tolist(), batch["labels"][row, :n].tolist()):
-        kind = "image" if token == processor.image_token_id else label != -100
-        if pieces and pieces[-1][0] == kind: pieces[-1][1].append(token)
-        else: pieces.append((kind, [token]))
-    image = processor.tokenizer.decode([processor.image_token_id])
-    return Mask([(f"{image} x{len(ids)}" if kind == "image" else processor.tokenizer.decode(ids), kind is True) for kind, ids in pieces])
-
-# %% ../nbs/12_train.ipynb #0018-exportde
-def join_rows(
-    rows: list[dict], # dataset rows about the same images
-) -> dict:
-    "One conversation of several records; the images stand in the first question only."
-    messages = list(rows[0]["messages"])
-    for row in rows[1:]:
-        messages += [{**m, "content": [p for p in m["content"] if p["type"] != "image"]} for m in row["messages"]]
-    return dict(id="+".join(r["id"] for r in rows), images=rows[0]["images"], messages=messages)
-
-# %% ../nbs/12_train.ipynb #0019-exportde
-def plan_turns(
-    images,              # the image list of each record, in order
-    turns_per_image: int, # records in one conversation at most
-    seed: int = 3407,
-) -> list[list[int]]: # the records of each conversation, by number
-    "Which records about the same images share a conversation."
-    groups, chooser = {}, random.Random(seed)
-    for i, row in enumerate(images):
-        key = b"".join(hashlib.sha256(p["bytes"] or p["path"].encode()).digest() for p in row) or str(i).encode()
-        groups.setdefault(key, []).append(i)
-    for group in groups.values(): chooser.shuffle(group)
-    return [group[k:k+turns_per_image] for group in groups.values() for k in range(0, len(group), turns_per_image)]
-
-# %% ../nbs/12_train.ipynb #0021-exportde
-def join_turns(
-    dataset,             # with columns id, messages, images
-    turns_per_image: int = 1,
-    seed: int = 3407,
-):
-    "The dataset with up to `turns_per_image` records in a conversation, joined when they are read."
-    dataset = dataset.select_columns(["id", "messages", "images"])
-    if turns_per_image <= 1: return dataset
-    from datasets import Dataset
-    plan = plan_turns((row["images"] for row in dataset.select_columns("images")), turns_per_image, seed)
-    def read(batch):
-        joined = [join_rows([dataset[i] for i in numbers]) for numbers in batch["numbers"]]
-        return {name: [j[name] for j in joined] for name in ("id", "messages", "images")}
-    return Dataset.from_dict({"numbers": plan}).with_transform(read)
-
-# %% ../nbs/12_train.ipynb #0023-exportde
-def longest_rows(
-    dataset,     # with columns id, messages, images
-    n: int = 8,
-) -> list[int]:
-    "The numbers of the rows with the most text."
-    length = lambda messages: sum(len(p["text"] or "") for m in messages for p in m["content"])
-    sizes = [length(row["messages"]) for row in dataset.select_columns("messages")] if "messages" in dataset.column_names else [len(x) for x in dataset.with_format(None)["numbers"]]
-    return sorted(range(len(sizes)), key=lambda i: -sizes[i])[:n]
-
-# %% ../nbs/12_train.ipynb #0024-exportde
-def make_receipt(
-    collate: VisionCollator,
-    dataset,        # what will be trained on
-    facts: dict,    # more lines for the table
-    seed: int = 3407,
-    n: int = 16,    # rows to look at, beside the longest
-) -> str: # Markdown
-    "Look at a sample of what will be learnt, and refuse nonsense."
-    chosen = random.Random(seed).sample(range(len(dataset)), min(n, len(dataset)))
-    looked = [(collate([dataset[i]]), dataset[i]) for i in dict.fromkeys(chosen + longest_rows(dataset))]
-    tokens = [int(b["attention_mask"].sum()) for b, _ in looked]
-    learnt = [int((b["labels"] != -100).sum()) for b, _ in looked]
-    image = [int((b["input_ids"] == collate.processor.image_token_id).sum()) for b, _ in looked]
-    table = {**facts, "conversations looked at": len(looked), "tokens in a conversation": f"{sum(tokens)/len(tokens):.0f} on average, {max(tokens)} at most",
-        "image tokens in a conversation": f"{sum(image)/len(image):.0f} on average, {max(image)} at most", "share of tokens learnt": f"{sum(learnt)/sum(tokens):.1%}"}
-    lines = ["# What will be learnt", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in table.items()), "",
-        "Learnt text stands in [[double brackets]]; the rest is read, not learnt.", ""]
-    for b, row in looked[:4]: lines += [f"## Record {row['id']}", "", "```", str(show_mask(collate.processor, b)), "```", ""]
-    return "\n".join(lines)
-
-# %% ../nbs/12_train.ipynb #0026-exportde
-def log_row(
-    step: int,
-    logs: dict,     # what the trainer reports
-    seconds: float, # since training began
-) -> dict | None:   # None for a report that is neither a step nor a validation
-    "One line of the log, in our words."
-    names = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm",
-             "mean_token_accuracy": "token_accuracy", "eval_mean_token_accuracy": "eval_token_accuracy", "num_tokens": "tokens"}
-    if "loss" not in logs and "eval_loss" not in logs: return None
-    row = {"step": step, "epoch": round(logs.get("epoch", 0), 4), **{ours: logs[theirs] for theirs, ours in names.items() if math.isfinite(logs.get(theirs, math.nan))}}
-    return {**row, "seconds": round(seconds, 2)}
-
-# %% ../nbs/12_train.ipynb #0029-exportde
-def make_logger(
-    run: Path,
-    total: int,           # steps in the whole run
-    before: float = 0.0,  # seconds that earlier parts of the run took
-):
-    "A trainer callback: log, progress bar, Ctrl-C."
-    from transformers import TrainerCallback
-    class Logger(TrainerCallback):
-        stopped, bar = False, None
-        def close(self): self.bar is None or self.bar.close()
-        def on_train_begin(self, args, state, control, **_):
-            self.start, self.bar = time.time() - before, progress(None, total=total, desc="training")
-            self.bar.update(state.global_step)
-        def on_step_end(self, args, state, control, **_):
-            self.bar.update(state.global_step - self.bar.n)
-            if self.stopped and state.global_step < total: control.should_save = control.should_training_stop = True
-        def on_log(self, args, state, control, logs=None, **_):
-            row = log_row(state.global_step, logs or {}, time.time() - self.start)
-            if row is None: return
-            for name in ("loss", "eval_loss"):
-                if not math.isfinite((logs or {}).get(name, 0)):
-                    raise MedchatError(f"the {name} is no longer a number", f"step {state.global_step}", "Lower --learning-rate and train into a new run")
-            with open(run/"log.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
-            if "loss" in row: self.bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-            if self.bar.disable and "eval_loss" in row: print(f"step {row['step']} of {total}: validation loss {row['eval_loss']:.3f}", file=sys.stderr) # no terminal, so no bar
-        def interrupt(self, *_):
-            if self.stopped: raise KeyboardInterrupt
-            self.stopped = True
-    return Logger()
-
-# %% ../nbs/12_train.ipynb #0030-exportcl
-class catching_interrupt:
-    "While it is open, Ctrl-C calls `handler` instead of stopping the program."
-    def __init__(self, handler): self.handler = handler
-    def __enter__(self):
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main: self.old = signal.signal(signal.SIGINT, self.handler)
-    def __exit__(self, *_):
-        if self.main: signal.signal(signal.SIGINT, self.old)
-
-# %% ../nbs/12_train.ipynb #0033-exportde
-def data_hash(
-    data: str | Path, # a dataset folder
-) -> str: # sha256
-    "A fingerprint of a dataset folder: of its report, which holds the hashes of its rows, and of the names and sizes of its shards."
-    folder = Path(data)
-    for name in ("report.json", "dataset_dict.json"):
-        if (folder/name).is_file():
-            shards = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in sorted(folder.rglob("*.arrow"))]
-            return hashlib.sha256((folder/name).read_bytes() + repr(shards).encode()).hexdigest()
-    raise MedchatError("not a dataset folder", data, "Make one: medchat convert SOURCE --format FORMAT --out DIR")
-
-# %% ../nbs/12_train.ipynb #0034-exportde
-def versions() -> dict[str, str]:
-    "The versions that a result may depend on."
-    from importlib.metadata import PackageNotFoundError, version
-    found = {"python": ".".join(map(str, sys.version_info[:3])), "medchat": __version__}
-    for name in ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "unsloth"):
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
-    return found
-
-# %% ../nbs/12_train.ipynb #0035-exportde
-def last_checkpoint(
-    run: str | Path,
-) -> Path | None: # None when there is none yet
-    "The newest checkpoint that was written to its end."
-    found = []
-    for folder in (Path(run)/"checkpoints").glob("checkpoint-*"):
-        whole = all((folder/name).is_file() for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"))
-        try: step = json.loads((folder/"trainer_state.json").read_text())["global_step"]
-        except (OSError, ValueError, KeyError, TypeError): continue # cut short while it was written
-        if whole and isinstance(step, int): found.append((step, folder))
-    return max(found)[1] if found else None
-
-# %% ../nbs/12_train.ipynb #0036-exportfr
-_free = ("versions", "backend", "medchat", "data", "eval_steps", "eval_records", "save_steps") # may differ when a run is resumed
-
-def check_run(
-    run: str | Path,
-    config: dict, # what the run is to be made with
-    resume: bool,
-) -> Path | None: # the checkpoint to continue from
-    "Refuse to overwrite a run, and to continue one that was made otherwise."
-    folder = Path(run)
-    if folder.exists() and not folder.is_dir(): raise MedchatError("not a folder", run, "Choose another --run")
-    if not folder.exists() or not any(folder.iterdir()): return None
-    if not resume: raise MedchatError("the run folder is already there", run, "Add --resume to continue it, or choose another --run")
-    old = read_run(folder)
-    for key in dict.fromkeys([*old, *config]):
-        if key not in _free and old.get(key) != config.get(key):
-            raise MedchatError(f"the run was made with another {key.removesuffix('_sha256')}", f"{old.get(key)}, now {config.get(key)}", "Give the old one, or choose another --run")
-    return last_checkpoint(folder)
-
-# %% ../nbs/12_train.ipynb #0037-exportde
-def cut_log(
-    run: str | Path,
-    step: int, # the last step to keep
-) -> float:    # seconds that had passed by then
-    "Take out of a log what comes after a step: it will be done again."
-    rows = [r for r in read_log(run) if r["step"] <= step]
-    with replacing(Path(run)/"log.jsonl") as tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return rows[-1]["seconds"] if rows else 0.0
-
-# %% ../nbs/12_train.ipynb #0040-exportde
 def answer_loss(
-    logits,  # (rows, tokens, vocabulary)
-    labels,  # (rows, tokens); -100 where nothing is learnt
+    model,
+    inputs: dict, # a batch with labels; -100 where nothing is learnt
 ): # (sum of the losses, number of learnt tokens, number guessed right)
     "Cross-entropy on the learnt tokens: each token is guessed from those before it."
     import torch
+    labels = inputs["labels"]
     target = labels[:, 1:]
-    learnt = target != -100
-    guesses, target = logits[:, :-1][learnt].float(), target[learnt]
+    places = (target != -100).any(0).nonzero()[:, 0] # logits are made of these alone: not of the image, not of the prompt
+    logits = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False, logits_to_keep=places).logits
+    learnt = target[:, places] != -100
+    guesses, target = logits[learnt].float(), target[:, places][learnt]
     return torch.nn.functional.cross_entropy(guesses, target, reduction="sum"), len(target), int((guesses.argmax(-1) == target).sum())
 
-# %% ../nbs/12_train.ipynb #0042-exportde
+# %% ../nbs/12_train.ipynb #0010-exportcl
+class Quiz:
+    "A fixed handful of closed questions, to be answered again and again."
+    def __init__(self,
+        run: Path,
+        split,  # a dataset, or None
+        n: int, # questions at most
+        seed: int,
+    ):
+        closed = [i for i, t in enumerate(split["answer_type"]) if t == "closed"] if split is not None and n else []
+        self.run, self.rows = run, list(pick_records(split.select(closed), n, seed)) if closed else []
+
+    def ask(self,
+        model, processor,
+        step: int,
+    ) -> float: # share answered right
+        "Ask them all, and write the replies down."
+        questions, references = ([row["messages"][i]["content"][-1]["text"] for row in self.rows] for i in (-2, -1))
+        replies = []
+        for k in range(0, len(self.rows), 16):
+            part = self.rows[k:k + 16]
+            replies += generate_replies(model, processor, [prompt_messages(r["messages"]) for r in part], [r["images"] for r in part], max_new_tokens=16)
+        with open(self.run/"answers.jsonl", "a", encoding="utf-8") as f:
+            for row, *said in zip(self.rows, questions, replies, references): f.write(json.dumps(dict(zip(("step", "id", "question", "reply", "reference"), (step, row["id"], *said)))) + "\n")
+        return closed_accuracy(replies, references, questions)
+
+# %% ../nbs/12_train.ipynb #0011-exportde
+def pick_records(
+    split,   # a dataset, or None
+    n: int,
+    seed: int,
+):
+    "At most `n` records of a split, always the same ones; None when there are none."
+    if split is None or not len(split) or not n: return None
+    return split.select_columns(["id", "messages", "images"]).select(sorted(random.Random(seed).sample(range(len(split)), min(n, len(split)))))
+
+# %% ../nbs/12_train.ipynb #0015-exportde
+def _several(gpu): # what several processes need: a way to talk on a CPU, and patience with parts that a batch without images leaves out
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1: return {}
+    return dict(ddp_backend=None if gpu else "gloo", ddp_find_unused_parameters=True, log_level_replica="error")
+
 def trainer_arguments(
     run: Path,
     device: str,      # cuda or cpu
@@ -322,103 +95,150 @@ def trainer_arguments(
     return dict(output_dir=str(run/"checkpoints"), max_steps=steps, per_device_train_batch_size=settings["batch_size"],
         per_device_eval_batch_size=max(8, settings["batch_size"]), gradient_accumulation_steps=same.pop("gradient_accumulation"), **same,
         data_seed=settings["seed"], lr_scheduler_type="linear", optim="adamw_8bit" if half else "adamw_torch",
-        bf16=brain, fp16=half and not brain, use_cpu=not half, gradient_checkpointing=half,
+        bf16=brain, fp16=half and not brain, use_cpu=not half, gradient_checkpointing=half, **_several(half),
         logging_steps=1, logging_nan_inf_filter=False, save_steps=settings["save_steps"], save_total_limit=2,
-        report_to="none", disable_tqdm=True, remove_unused_columns=False, max_length=None, dataset_text_field="",
-        dataset_kwargs={"skip_prepare_dataset": True}, dataloader_num_workers=2 if half else 0, dataloader_pin_memory=half)
+        report_to=settings["report_to"], run_name=run.name, disable_tqdm=True, remove_unused_columns=False, max_length=None, dataset_text_field="",
+        dataset_kwargs={"skip_prepare_dataset": True})
 
-# %% ../nbs/12_train.ipynb #0043-exportde
+# %% ../nbs/12_train.ipynb #0016-exportde
+def make_loader(
+    dataset,               # with columns id, messages, images
+    plan: list[list[int]], # rows of each batch, by number
+    collate: VisionCollator,
+    workers: int,          # processes that read and preprocess ahead
+    pin: bool,             # for a GPU
+):
+    "Batches in a fixed order."
+    from torch.utils.data import DataLoader
+    return DataLoader(dataset, batch_sampler=plan, collate_fn=collate, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=pin)
+
+# %% ../nbs/12_train.ipynb #0017-exportde
+def set_projector_rate(
+    optimizer,   # of torch, with its groups
+    model,       # from `add_lora`
+    rate: float | None, # None: as everything else
+):
+    "Give the projector a learning rate of its own. It is trained whole, and what suits LoRA's first zeros would tear it apart."
+    if rate is None: return optimizer
+    own = {id(p) for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" in n}
+    for group in list(optimizer.param_groups):
+        projector = [p for p in group["params"] if id(p) in own]
+        group["params"] = [p for p in group["params"] if id(p) not in own]
+        if projector: optimizer.add_param_group({**group, "params": projector, "lr": rate, "initial_lr": rate})
+    return optimizer
+
+# %% ../nbs/12_train.ipynb #0018-exportde
+def _own_loss(trainer, model, inputs, num_items):
+    "The loss of a pass on a CPU, and its share of the log."
+    total, n, right = answer_loss(model, inputs)
+    tokens, learnt, right = trainer.accelerator.reduce(inputs["input_ids"].new_tensor([inputs["attention_mask"].sum(), n, right])).tolist() # of all processes
+    trainer._total_train_tokens += tokens if model.training else 0
+    metrics = trainer._metrics["train" if model.training else "eval"]
+    metrics["mean_token_accuracy"].append(right / max(learnt, 1)); metrics["num_tokens"] = [trainer._total_train_tokens]
+    return total / max(n, 1) if num_items is None else total * trainer.accelerator.num_processes / num_items # the processes' gradients are averaged
+
+# %% ../nbs/12_train.ipynb #0019-exportde
+def _trainer_class():
+    from trl import SFTTrainer
+    class Trainer(SFTTrainer):
+        "SFTTrainer with our batches, our loss on a CPU, and answers at each look."
+        def create_model_card(self, *_, **__): pass
+        def _send_telemetry(self): pass
+        def get_train_dataloader(self): return make_loader(self.train_dataset, self.plan, self.data_collator, self.workers, self.args.device.type == "cuda")
+        def get_eval_dataloader(self, eval_dataset=None): return make_loader(self.eval_dataset, self.look_plan, self.data_collator, 0, False)
+        def create_optimizer(self, *a, **k):
+            self.optimizer = set_projector_rate(super().create_optimizer(*a, **k), self.model, self.projector_rate)
+            return self.optimizer
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            ids = inputs.pop("ids")
+            if model.training: self.seen.extend(ids)
+            loss = self._loss(model, inputs, return_outputs, num_items_in_batch)
+            if not (self.contrast and model.training): return loss
+            extra = contrast_loss(self.probe.images(inputs["input_ids"], self.image_token_id), self.probe.captions(inputs["input_ids"], inputs["labels"]))
+            self._metrics["train"]["contrast"].append(extra.item())
+            return loss + self.contrast * extra / self.current_gradient_accumulation_steps
+        def evaluate(self, *a, **k):
+            if self.quiz.rows and self.is_world_process_zero(): self._metrics["eval"]["closed_accuracy"] = [self.quiz.ask(self.model, self.processing_class, self.state.global_step)]
+            metrics = super().evaluate(*a, **k)
+            if metrics["eval_loss"] < self.best and self.is_world_process_zero(): save_adapter(self.accelerator.unwrap_model(self.model), self.processing_class, self.base, self.run/"best")
+            self.best = min(self.best, metrics["eval_loss"])
+            return metrics
+        def _loss(self, model, inputs, return_outputs, num_items_in_batch):
+            if self.args.device.type != "cpu": return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = _own_loss(self, model, inputs, num_items_in_batch)
+            return (loss, None) if return_outputs else loss
+    return Trainer
+
+# %% ../nbs/12_train.ipynb #0020-exportde
 def make_trainer(
     model,
     processor,
     collate: VisionCollator,
-    learning,          # dataset to learn from
-    checking,          # dataset for the validation loss, or None
+    learning,                   # dataset to learn from
+    plan: list[list[int]],      # its batches
+    checking,                   # dataset for the validation loss, or None
+    look_plan: list[list[int]], # its batches
     arguments: dict,   # for TRL's SFTConfig
     callbacks: list,
+    **more,            # quiz, projector_rate, contrast, workers
 ):
-    "TRL's SFTTrainer with our loss on a CPU, without model cards and 16-bit LoRA weights."
+    "TRL's SFTTrainer with our batches, our loss on a CPU, and answers at each look; without model cards and 16-bit LoRA weights."
     from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-    class Trainer(SFTTrainer):
-        def create_model_card(self, *_, **__): pass
-        def _send_telemetry(self): pass
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if self.args.device.type != "cpu": return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
-            total, n, right = answer_loss(outputs.logits, inputs["labels"])
-            self._total_train_tokens += int(inputs["attention_mask"].sum()) if model.training else 0
-            metrics = self._metrics["train" if model.training else "eval"]
-            metrics["mean_token_accuracy"].append(right / max(n, 1)); metrics["num_tokens"] = [self._total_train_tokens]
-            loss = total / (n if num_items_in_batch is None else num_items_in_batch)
-            return (loss, outputs) if return_outputs else loss
+    from trl import SFTConfig
     if checking is not None: arguments = dict(arguments, eval_strategy="steps")
     exact = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    trainer = Trainer(model=model, args=SFTConfig(**arguments), data_collator=collate, train_dataset=learning, eval_dataset=checking,
+    kind = _trainer_class()
+    for name, value in dict(plan=plan, look_plan=look_plan, image_token_id=processor.image_token_id, probe=ImageProbe(model) if more["contrast"] else None, seen=[], **more).items(): setattr(kind, name, value)
+    trainer = kind(model=model, args=SFTConfig(**arguments), data_collator=collate, train_dataset=learning, eval_dataset=checking,
         processing_class=processor, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
+    if trainer.args.device.type == "cpu": trainer.args.__dict__["_setup_devices"] = trainer.args.device.__class__("cpu") # several processes call it cpu:0, where torch.load puts nothing
     for n, p in trainer.model.named_parameters():
         if n in exact: p.data = exact[n]
     return trainer
 
-# %% ../nbs/12_train.ipynb #0044-exportde
-def count_steps(
-    conversations: int, # in the training split
-    settings: dict,     # the arguments of `train`
-) -> int:
-    "How many steps a run takes, and whether its numbers make sense."
-    for name in ("batch_size", "gradient_accumulation", "epochs", "r", "turns_per_image", "save_steps", "learning_rate", "max_steps", "eval_steps", "lora_alpha", "max_grad_norm"):
+# %% ../nbs/12_train.ipynb #0022-exportde
+def settle_stage(
+    settings: dict, # the arguments of `train`
+) -> dict:          # with everything that depends on the stage filled in
+    "What the stage means for the other settings."
+    s, align = dict(settings), settings["stage"] == "align"
+    if s["stage"] not in ("align", "instruct"): raise MedchatError("unknown stage", s["stage"], "Known: align, instruct")
+    if align: s |= dict(language_layers=False, vision_layers=False, projector=True, turns_per_image=1)
+    elif s["contrast"]: raise MedchatError("the contrastive loss belongs to the first stage", s["contrast"], "Add --stage align, or leave --contrast out")
+    if align and s["kinds"] not in ("", "caption"): raise MedchatError("the first stage learns from captions", s["kinds"], "Leave --kinds out, or train with --stage instruct")
+    if s["contrast"] and s["batch_size"] < 2: raise MedchatError("a contrastive loss compares the pictures of a batch", f"batch_size {s['batch_size']}", "Take --batch-size 2 at least")
+    if s["start_from"] and not s["projector"]: raise MedchatError("start_from gives a projector, and the projector is switched off", s["start_from"], "Leave one of them out")
+    if s["learning_rate"] is None: s["learning_rate"] = 2e-3 if align else 2e-4
+    if s["projector_learning_rate"] is None: s["projector_learning_rate"] = s["learning_rate"] * (1 if align else .1)
+    return s
+
+# %% ../nbs/12_train.ipynb #0023-exportde
+def check_settings(
+    settings: dict, # the arguments of `train`
+):
+    "Refuse numbers that make no sense."
+    for name in ("batch_size", "gradient_accumulation", "epochs", "r", "turns_per_image", "save_steps", "learning_rate", "max_steps", "eval_steps", "lora_alpha", "max_grad_norm", "patience", "processes", "projector_learning_rate"):
         if settings[name] is not None and not 0 < settings[name] < math.inf: raise MedchatError(f"{name} must be above 0", settings[name])
-    for name in ("lora_dropout", "eval_records", "warmup_steps", "weight_decay", "seed"):
+    for name in ("lora_dropout", "eval_records", "answer_records", "contrast", "warmup_steps", "weight_decay", "seed"):
         if not 0 <= settings[name] < math.inf: raise MedchatError(f"{name} must not be below 0", settings[name])
     for name, limit in (("lora_dropout", 1), ("seed", 2**32), ("r", 2**14)):
         if not settings[name] < limit: raise MedchatError(f"{name} must be below {limit}", settings[name])
-    if not conversations: raise MedchatError("the training split is empty", settings["data"], "Look at its report.md")
-    passes = math.ceil(conversations / settings["batch_size"])
-    return settings["max_steps"] or math.ceil(passes / settings["gradient_accumulation"]) * settings["epochs"]
 
-# %% ../nbs/12_train.ipynb #0046-exportde
+# %% ../nbs/12_train.ipynb #0025-exportde
 def make_config(
     settings: dict, # the arguments of `train`
     dataset,        # its splits
-    steps: int,
+    lessons,        # what is learnt from
 ) -> dict:
     "Everything needed to make a run again."
     folder = resolve_base(settings["base"])
     family = family_of(json.loads((Path(folder)/"config.json").read_text()))
-    lora_targets(family, *(settings[k] for k in ("language_layers", "vision_layers", "attention", "mlp"))) # refuses to train nothing
+    if settings["stage"] == "instruct": lora_targets(family, *(settings[k] for k in ("language_layers", "vision_layers", "attention", "mlp"))) # refuses to train nothing
     return {"medchat": __version__, **settings, "data_sha256": data_hash(settings["data"]), "base_sha256": base_hash(folder), "family": family.name,
-        "steps": steps, "records": {name: len(split) for name, split in dataset.items()}, "backend": choose_backend().name, "versions": versions()}
+        "steps_per_epoch": (once := _steps_per_epoch(family, lessons, settings)), "steps": settings["max_steps"] or once * settings["epochs"], "records": {name: len(split) for name, split in dataset.items()}, "backend": choose_backend().name, "versions": versions()}
 
-# %% ../nbs/12_train.ipynb #0047-exportde
-def finish_run(
-    run: Path,
-    trainer,   # after its last step
-    processor,
-    base: str, # as the reader named it
-) -> Path:
-    "Save the adapter and the processor, whole or not at all."
-    with replacing(run/"adapter") as tmp:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model.peft_config["default"].base_model_name_or_path = base # not the folder it was found in
-        model.save_pretrained(str(tmp), save_embedding_layers=False)
-        processor.save_pretrained(str(tmp))
-        (tmp/"README.md").unlink(missing_ok=True) # PEFT's empty card; ours is made when a run is published
-    losses = [r["loss"] for r in read_log(run) if "loss" in r]
-    print(f"{run}: {len(losses)} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}. Next: medchat plot {shlex.quote(str(run))}")
-    return run
-
-# %% ../nbs/12_train.ipynb #0048-exportde
-def pick_records(
-    split,   # a dataset, or None
-    n: int,
-    seed: int,
-):
-    "At most `n` records of a split, always the same ones; None when there are none."
-    if split is None or not len(split) or not n: return None
-    return split.select_columns(["id", "messages", "images"]).select(sorted(random.Random(seed).sample(range(len(split)), min(n, len(split)))))
-
-# %% ../nbs/12_train.ipynb #0051-exportde
+# %% ../nbs/12_train.ipynb #0027-exportde
 def pick_kinds(
     dataset,    # its splits, with a column kind
     kinds: str, # such as "vqa,caption"; empty: all
@@ -429,56 +249,212 @@ def pick_kinds(
     if wanted - found: raise MedchatError("no records of this kind", ", ".join(sorted(wanted - found)), f"The dataset has: {', '.join(sorted(found))}")
     return type(dataset)({name: split.select([i for i, k in enumerate(split["kind"]) if k in wanted]) for name, split in dataset.items()}) if wanted else dataset
 
-# %% ../nbs/12_train.ipynb #0054-exportde
-def _fit(run, settings, steps, checkpoint, model, processor, collate, learning, checking, callbacks):
+# %% ../nbs/12_train.ipynb #0030-exportde
+def read_lessons(
+    settings: dict, # the arguments of `train`
+):                  # (splits of the dataset, what is learnt from)
+    "The dataset, and its training conversations as the stage wants them."
+    dataset = read_dataset(settings["data"])
+    dataset = pick_kinds(dataset, settings["kinds"])
+    if "train" not in dataset: raise MedchatError("the dataset has no training split", settings["data"], f"It has: {', '.join(dataset)}")
+    if not len(dataset["train"]): raise MedchatError("the training split is empty", settings["data"], "Look at its report.md")
+    learning = dataset["train"] if settings["stage"] == "instruct" else to_descriptions(dataset["train"], settings["seed"])
+    return dataset, join_turns(learning, settings["turns_per_image"], settings["seed"])
+
+def _sorts(family, lessons): # numbers of the rows that may share a batch
+    sees = lessons.with_format(None)["sees"][:]
+    return same_sort(family, [[1]*s for s in sees])
+
+def _steps_per_epoch(family, lessons, s):
+    least = s["gradient_accumulation"] * s["processes"]
+    return len(plan_steps([0]*len(lessons), _sorts(family, lessons), s["batch_size"] * least, least))
+
+# %% ../nbs/12_train.ipynb #0031-exportde
+def save_adapter(
+    model,     # from `add_lora`
+    processor,
+    base: str, # as the reader named it
+    out: Path,
+):
+    "The adapter and the processor, whole or not at all."
+    config = model.peft_config["default"]
+    found = config.base_model_name_or_path
+    with replacing(out) as tmp:
+        try:
+            config.base_model_name_or_path = base # not the folder it was found in
+            model.save_pretrained(str(tmp), save_embedding_layers=False)
+        finally: config.base_model_name_or_path = found # or PEFT would ask the Hub for it at the next checkpoint
+        processor.save_pretrained(str(tmp))
+        (tmp/"README.md").unlink(missing_ok=True) # PEFT's empty card; ours is made when a run is published
+
+# %% ../nbs/12_train.ipynb #0032-exportde
+def peak_memory() -> float: # GB
+    "The most memory that this process has taken so far; on a GPU, of the GPU."
+    import torch
+    if choose_backend().device == "cuda": return torch.cuda.max_memory_allocated()/1e9
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+def finish_run(
+    run: Path,
+    model,     # after its last step
+    processor,
+    base: str, # as the reader named it
+    best: bool, # keep the adapter of the best look instead of the last one
+) -> Path:
+    "Write the adapter, and say how it went."
+    if best and (run/"best").is_dir():
+        with replacing(run/"adapter") as tmp: shutil.copytree(run/"best", tmp)
+    else: save_adapter(model, processor, base, run/"adapter")
+    log, parts = read_log(run), trained_parts(model)
+    with replacing(run/"result.json") as tmp: tmp.write_text(json.dumps(dict(trained=parts["LoRA"] + parts["projector"], **parts, seconds=log[-1]["seconds"], peak_gb=round(peak_memory(), 3))) + "\n")
+    losses, looks = ([r for r in log if name in r] for name in ("loss", "eval_loss"))
+    kept = f", kept step {min(looks, key=lambda r: r['eval_loss'])['step']}" if best and looks else ""
+    print(f"{run}: {len(losses)} steps, loss {losses[0]['loss']:.3f} -> {losses[-1]['loss']:.3f}{kept}. Next: medchat plot {shlex.quote(str(run))}")
+    return run
+
+# %% ../nbs/12_train.ipynb #0034-exportcl
+class memory_error:
+    "While it is open, running out of memory becomes a one-line error with a way out."
+    def __init__(self, settings): self.settings = settings
+    def __enter__(self): pass
+    def __exit__(self, kind, error, _):
+        import torch
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not (isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory|not enough memory", str(error))): return
+        b, a = self.settings["batch_size"], self.settings["gradient_accumulation"]
+        smaller = f"--batch-size {b // 2} --gradient-accumulation {a * b // (b // 2)}" if b > 1 else "a smaller base, or --no-vision-layers, or shorter records"
+        raise MedchatError("out of memory", (str(error) or kind.__name__).splitlines()[0][:120], f"Train into a new run with {smaller}") from error
+
+class disk_error:
+    "While it is open, a file that could not be written becomes a one-line error with a way on."
+    def __init__(self, run): self.run = run
+    def __enter__(self): pass
+    def __exit__(self, kind, error, _):
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) # torch and safetensors have words of their own for these
+        words = rf"os error ({'|'.join(map(str, full))})\b|inline_container|PytorchStreamWriter"
+        if not isinstance(error, Exception) or not (isinstance(error, OSError) and error.errno in full or re.search(words, str(error))): return
+        raise MedchatError("cannot write the run", self.run, f"{str(error).splitlines()[0][:120]}. If the disk is full, make room; then go on with --resume") from error
+
+# %% ../nbs/12_train.ipynb #0036-exportde
+def _model_for(settings):
+    "The base with what is to be trained, and the collator."
+    s = settings
+    model, processor = load_model(s["base"], s["load_in_4bit"], for_training=True)
+    if s["start_from"]: start_projector(model, s["start_from"])
+    model = add_lora(model, *(s[k] for k in ("r", "lora_alpha", "lora_dropout", "language_layers", "vision_layers", "attention", "mlp", "projector", "seed")))
+    return model, VisionCollator(processor, family_of(model.config), model.config.get_text_config().max_position_embeddings)
+
+def _receipt(settings, config, model, collate, lessons, lengths):
+    "receipt.md, with the memory that the run is going to need."
+    s, device, parts = settings, choose_backend().device, trained_parts(model)
+    tuned = {k: s[k] for k in ("r", "language_layers", "vision_layers", "attention", "mlp", "projector")}
+    memory = memory_advice(base_sizes(s["base"], **tuned), device, s["batch_size"], s["gradient_accumulation"], max(lengths), free_memory(device))
+    if not memory.startswith("fits"): print(memory, file=sys.stderr)
+    return make_receipt(collate, lessons, lengths, {"stage": s["stage"], **{f"{k} records": n for k, n in config["records"].items()}, "conversations": len(lessons), "steps": config["steps"],
+        "trainable parameters": f"{parts['LoRA']:,} in LoRA, {parts['projector']:,} in the projector: {(parts['LoRA'] + parts['projector'])/parts['all']:.2%} of {parts['all']:,}", "memory": memory}, s["seed"])
+
+# %% ../nbs/12_train.ipynb #0037-exportde
+def _plans(s, steps, collate, lessons, lengths, checking):
+    "The passes of the whole run in this process, and those of a look."
+    family, rank, world, passes = collate.family, int(os.environ.get("RANK", 0)), s["processes"], s["gradient_accumulation"]
+    plan = plan_steps(lengths, _sorts(family, lessons), s["batch_size"] * passes * world, passes * world, steps, s["seed"])
+    size = max(8, s["batch_size"])
+    looks = [rows[k:k + size] for rows in same_sort(family, checking["images"] if checking else []) for k in range(0, len(rows), size)]
+    return [rows for step in plan for rows in cut_step(step, passes, rank, world)], looks
+
+# %% ../nbs/12_train.ipynb #0038-exportde
+def _fit(run, s, config, checkpoint, before, model, collate, lessons, lengths, dataset, callbacks):
     "Train until done or stopped."
-    done = json.loads((checkpoint/"trainer_state.json").read_text())["global_step"] if checkpoint else 0
-    logger = make_logger(run, steps, before=cut_log(run, done))
-    arguments = trainer_arguments(run, choose_backend().device, steps, settings)
-    arguments |= dict(eval_steps=settings["eval_steps"] or max(1, steps // 10), eval_on_start=checking is not None and not done)
-    callbacks = [logger, *callbacks] + ([make_live_plot(run)] if in_notebook() else [])
-    trainer = make_trainer(model, processor, collate, learning, checking, arguments, callbacks)
+    steps, processor, held = config["steps"], collate.processor, dataset.get("validation")
+    if s["stage"] == "align" and held is not None and "caption" in held.unique("kind"): held = to_descriptions(held, s["seed"])
+    checking, quiz = pick_records(held, s["eval_records"], s["seed"]), Quiz(run, dataset.get("validation"), s["answer_records"], s["seed"])
+    plan, looks = _plans(s, steps, collate, lessons, lengths, checking)
+    logger = make_logger(run, steps, before, s["patience"], config["steps_per_epoch"])
+    arguments = trainer_arguments(run, choose_backend().device, steps, s)
+    arguments |= dict(eval_steps=s["eval_steps"] or max(1, steps // 10), eval_on_start=checking is not None and not checkpoint)
+    trainer = make_trainer(model, processor, collate, lessons, plan, checking, looks, arguments, [logger, *callbacks] + ([make_live_plot(run)] if in_notebook() else []),
+        run=run, base=s["base"], best=min((r["eval_loss"] for r in read_log(run) if "eval_loss" in r), default=math.inf), quiz=quiz, projector_rate=s["projector_learning_rate"], contrast=s["contrast"], workers=_workers())
+    logger.ids, trainer._total_train_tokens = trainer.seen, max((r["tokens"] for r in read_log(run) if "tokens" in r), default=0)
+    if trainer.args.world_size != s["processes"]: raise MedchatError("the processes did not find each other", f"{trainer.args.world_size} of {s['processes']}", "Try again with --processes 1")
     set_training(model, True)
     try:
-        with catching_interrupt(logger.interrupt): trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with catching_interrupt(logger.interrupt), memory_error(s): logger.ended or trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally: logger.close()
-    if trainer.state.global_step < steps: raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {steps}")
-    return finish_run(run, trainer, processor, settings["base"])
+    if trainer.state.global_step < steps and not logger.ended: raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {steps}")
+    if trainer.is_world_process_zero(): finish_run(run, trainer.accelerator.unwrap_model(trainer.model), processor, s["base"], bool(s["patience"]))
 
-# %% ../nbs/12_train.ipynb #0055-exportde
+def _workers(): # processes that read and preprocess ahead
+    return 2 if choose_backend().device == "cuda" and sys.platform == "linux" else 0
+
+# %% ../nbs/12_train.ipynb #0039-exportde
+def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None):
+    "What each process of a run does."
+    dataset, lessons = lessons or read_lessons(settings)
+    model, collate = _model_for(settings)
+    lengths = count_tokens(collate.processor, lessons, collate.max_length)
+    if int(os.environ.get("RANK", 0)) == 0:
+        receipt = _receipt(settings, config, model, collate, lessons, lengths)
+        with replacing(run/"config.json") as tmp: tmp.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with replacing(run/"receipt.md") as tmp: tmp.write_text(receipt, encoding="utf-8")
+    with disk_error(run): _fit(run, settings, config, checkpoint, before, model, collate, lessons, lengths, dataset, list(callbacks))
+
+# %% ../nbs/12_train.ipynb #0040-exportde
+def _child(*args):
+    "The work of one of several processes; says so when it was stopped."
+    try: _work(*args)
+    except KeyboardInterrupt as e: return str(e) or "stopped"
+
+def _launch(run, settings, config, checkpoint, before):
+    "Train in several processes on this machine, which meet by torch's own launcher."
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=settings["processes"], rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0, start_method="spawn", signals_to_handle="SIGTERM,SIGHUP")
+    for name in ("launcher.api", "elastic", "elastic.multiprocessing.api"): logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL) # what they say comes back as one line
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR") # torch warns of parts that a batch without images would leave out, also where there is none
+    pressed = []
+    def wait(*_): # Ctrl-C reaches every process of a terminal: each ends its step; the second time at once
+        if pressed: raise KeyboardInterrupt
+        pressed.append(1)
+    try:
+        with catching_interrupt(wait): stopped = [s for s in elastic_launch(launch, _child)(run, settings, config, checkpoint, before).values() if s]
+    except ChildFailedError as e:
+        said = e.get_first_failure()[1].message # a text, or what torch's recorder made of an error
+        raise MedchatError("a process of the run failed", said["message"].removeprefix("MedchatError: ") if isinstance(said, dict) else said, f"Then go on with --resume --run {run}") from e
+    if stopped: raise KeyboardInterrupt(stopped[0])
+
+# %% ../nbs/12_train.ipynb #0041-exportde
 def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
     "The work of `train`: look at everything first, then make the run folder, then train."
-    s, dataset = settings, read_dataset(settings["data"])
-    dataset = pick_kinds(dataset, s["kinds"])
-    if "train" not in dataset: raise MedchatError("the dataset has no training split", s["data"], f"It has: {', '.join(dataset)}")
-    learning = join_turns(dataset["train"], s["turns_per_image"], s["seed"])
-    steps = count_steps(len(learning), s)
-    config = make_config(s, dataset, steps)
+    check_settings(settings)
+    s = settle_stage(settings)
+    if s["report_to"] != "none": need(s["report_to"], f"report_to {s['report_to']}", f"pip install {s['report_to']}")
+    if s["processes"] > 1 and callbacks: raise MedchatError("callbacks cannot be sent to other processes", len(callbacks), "Leave them out, or train with processes=1")
+    dataset, lessons = read_lessons(s)
+    config = make_config(s, dataset, lessons)
+    if s["start_from"]: check_start(s["start_from"], s["base"])
     checkpoint = check_run(run, config, resume)
-    if (run/"adapter"/"adapter_model.safetensors").is_file():
-        print(f"{run} is finished: nothing to resume")
-        return run
-    model, processor = load_model(s["base"], s["load_in_4bit"], for_training=True)
-    model = add_lora(model, *(s[k] for k in ("r", "lora_alpha", "lora_dropout", "language_layers", "vision_layers", "attention", "mlp", "seed")))
-    collate = VisionCollator(processor, family_of(model.config), model.config.get_text_config().max_position_embeddings)
-    receipt = make_receipt(collate, learning, {**{f"{k} records": n for k, n in config["records"].items()}, "conversations": len(learning), "steps": steps,
-        "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}"}, s["seed"])
-    with replacing(run/"config.json") as tmp: tmp.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    with replacing(run/"receipt.md") as tmp: tmp.write_text(receipt, encoding="utf-8")
-    checking = pick_records(dataset.get("validation"), s["eval_records"], s["seed"])
-    return _fit(run, s, steps, checkpoint, model, processor, collate, learning, checking, callbacks)
+    if (run/"adapter"/"adapter_model.safetensors").is_file(): print(f"{run} is finished: nothing to resume")
+    else:
+        before = cut_log(run, steps_done(checkpoint) if checkpoint else -1) if run.is_dir() else 0. # -1: the look before the first step comes again too
+        if s["processes"] > 1: _launch(run, s, config, checkpoint, before)
+        else: _work(run, s, config, checkpoint, before, callbacks, (dataset, lessons))
+    return run
 
-# %% ../nbs/12_train.ipynb #0056-exportde
+# %% ../nbs/12_train.ipynb #0042-exportde
 def train(
     data: str,                     # dataset folder made by `medchat convert`
     *,
     run: str,                      # folder to make for this run
     base: str = "tiny-qwen2-vl",   # tiny-qwen2-vl, a Hub repository, or a folder
+    stage: Literal["instruct", "align"] = "instruct", # align: only the projector, on captions; instruct: LoRA, and the projector
+    start_from: str | None = None, # run of the first stage, whose projector to begin with
     max_steps: int | None = None,  # stop after so many steps; default: the end of the epochs
     epochs: int = 1,               # times through the data
     batch_size: int = 2,           # conversations in one forward pass
     gradient_accumulation: int = 4, # passes in one step
-    learning_rate: float = 2e-4,   # highest; rises over the warm-up and falls in a line to 0
+    learning_rate: float | None = None, # highest; rises over the warm-up and falls in a line to 0; default: 2e-4, align 2e-3
+    projector_learning_rate: float | None = None, # of the projector; default: a tenth of learning_rate, align the same
     warmup_steps: int = 5,         # steps over which the learning rate rises
     weight_decay: float = 0.01,    # pull of every LoRA weight towards 0
     max_grad_norm: float = 1.0,    # longer gradients are shortened to this
@@ -489,16 +465,22 @@ def train(
     vision_layers: bool = False,   # adapt the vision tower too
     attention: bool = True,        # adapt attention layers
     mlp: bool = True,              # adapt MLP layers
+    projector: bool = True,        # train the projector too, whole
+    contrast: float = 0.0,         # align: weight of the contrastive loss beside the other; 0: without
     load_in_4bit: bool = True,     # QLoRA; off: LoRA on the stored precision
     turns_per_image: int = 1,      # questions about one image put into one conversation
     kinds: str = "",               # learn from these kinds of records only, such as vqa,caption; default: all
     eval_steps: int | None = None, # steps between two validation losses; default: a tenth of the run
     eval_records: int = 64,        # validation records looked at each time
+    answer_records: int = 32,      # closed validation questions answered each time
+    patience: int | None = None,   # stop after so many validations without a better loss, and keep the best; default: never
     save_steps: int = 100,         # steps between two checkpoints
     seed: int = 3407,              # of the order of the data and of the first LoRA values
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none", # also log there
+    processes: int = 1,            # on this machine, each with its part of every batch
     resume: bool = False,          # continue a run that was stopped
     callbacks: tuple = (),         # more trainer callbacks, from Python only
 ) -> Path: # the run folder
     "Fine-tune a base on a dataset: QLoRA, answers only."
     settings = {k: v for k, v in locals().items() if k not in ("run", "resume", "callbacks")}
-    return _train(Path(run), settings | dict(data=str(data), base=str(base)), resume, list(callbacks))
+    return _train(Path(run), settings | dict(data=str(data), base=str(base), start_from=start_from and str(start_from)), resume, list(callbacks))

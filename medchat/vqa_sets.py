@@ -5,12 +5,11 @@
 # %% ../nbs/04a_vqa_sets.ipynb #0004-exportfr
 from __future__ import annotations
 import ast, json, os, re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from .core import MedchatError, Record, Turn
 from .readers import (Reject, _open, answer_type, csv_rows, first_keys, held_image, image_path, json_file, json_lines, json_rows,
-                             parquet_rows, qa, reader, to_text)
+                             parquet_rows, qa, reader, split_named, to_text)
 
 # %% auto #0
 __all__ = ['mend_text', 'vqa_rad', 'slake', 'path_vqa', 'kvasir_vqa', 'kvasir_vqa_x1', 'endovis18_vqa', 'rad_restruct', 'pmc_vqa']
@@ -41,16 +40,10 @@ def _files(source: Path, files: Callable, name: str, hint: str) -> tuple[Path, l
     if not found: raise MedchatError(f"no {name} files in", source, hint)
     return home, found
 
-# %% ../nbs/04a_vqa_sets.ipynb #0010-exportwo
-_WORDS = {s: split for split, words in dict(train="train trainset training", validation="val valid validate validation valset dev",
-                                            test="test testset testing").items() for s in words.split()}
-
-@lru_cache(maxsize=1024)
-def _told(path: str) -> str | None: return next((_WORDS[w] for w in reversed(re.findall("[a-z]+", path.lower())) if w in _WORDS), None)
-
+# %% ../nbs/04a_vqa_sets.ipynb #0010-exportde
 def _split(where: str) -> str | None:
     "The split that the name of a file means, in the place of a row."
-    return _told(re.split(r"[\[:]", where, maxsplit=1)[0])
+    return split_named(*reversed(re.split(r"[\[:]", where, maxsplit=1)[0].split("/")))
 
 def _order(split: str | None) -> int: return ("train", "validation", "test", None).index(split)
 

@@ -8,10 +8,10 @@ speaks Git-LFS "basic" transfers with signed upload addresses, and commits in on
 all. `hub.faults` breaks it on purpose; `hub.log` is the list of requests it saw.
 """
 from __future__ import annotations
-import base64, hashlib, hmac, json, re, secrets, socket, threading, time
+import base64, hashlib, hmac, json, re, secrets, socket, threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".arrow", ".parquet")
 REGULAR_LIMIT = 10_000_000

@@ -10,7 +10,7 @@ from PIL import Image
 import medchat.evaluate as E
 from medchat.core import MedchatError, write_jsonl
 from medchat.curate import convert, read_dataset
-from medchat.evaluate import (Question, answer_questions, compare, evaluate, leaks_of, majority_replies, plan_batches, read_questions, score_reply,
+from medchat.evaluate import (Question, answer_questions, compare_replies, evaluate, leaks_of, majority_replies, plan_batches, read_questions, score_reply,
     score_table, summarise_replies)
 
 
@@ -176,13 +176,13 @@ def test_a_summary_counts_everything():
 
 def test_compare_by_type():
     qs = [_question(0, types=["a", "b"]), _question(1, types=["b"], reference="no"), _question(2)]
-    got = compare(qs, ["no"] * 3, ["yes"] * 3, ["yes", "no", "yes"])
+    got = compare_replies(qs, ["no"] * 3, ["yes"] * 3, ["yes", "no", "yes"])
     assert [(t["type"], t["tuned"]["closed_accuracy"]["value"], t["tuned"]["closed_accuracy"]["n"]) for t in got["by_type"]] == [("a", 1.0, 1), ("b", 0.5, 2)]
-    assert got["always_same"] == dict(closed_accuracy=1.0) and compare(qs, ["no"] * 3, ["yes"] * 3)["always_same"] is None
+    assert got["always_same"] == dict(closed_accuracy=1.0) and compare_replies(qs, ["no"] * 3, ["yes"] * 3)["always_same"] is None
 
 def test_the_table_is_aligned():
     qs = [_question(0, types=["a long name of a type"]), _question(1, kind="report", reference="x")]
-    lines = score_table(compare(qs, ["no", ""], ["yes", "x"])).splitlines()
+    lines = score_table(compare_replies(qs, ["no", ""], ["yes", "x"])).splitlines()
     assert len({len(line) for line in lines}) == 1 and "+100.0" in lines[1] and "1.000" in lines[1] and lines[1].startswith("closed accuracy")
 
 

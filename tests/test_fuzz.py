@@ -2,7 +2,7 @@
 
 FUZZ_SECONDS=600 FUZZ_SEED=7 python tests/test_fuzz.py runs new cases for ten minutes and lists what failed;
 python tests/test_fuzz.py SEED runs one case again and shows its error."""
-import contextlib, copy, csv, gzip, hashlib, io, json, math, os, random, re, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback, zipfile, zlib
+import contextlib, copy, csv, gzip, hashlib, io, json, os, random, re, resource, shutil, signal, struct, subprocess, sys, tempfile, time, traceback, zipfile, zlib
 from collections import Counter
 from pathlib import Path
 import numpy as np

@@ -1,10 +1,9 @@
 "Images: every mode and fault ends in a bounded RGB picture or in one MedchatError."
-import io, struct, sys, subprocess, zlib
+import io, struct, zlib
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from medchat import images
 from medchat.core import MedchatError
 from medchat.images import image_info, load_image, to_8bit
 

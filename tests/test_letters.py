@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from medchat.letters import TEXT_SUSPECT, looks_like_text, text_boxes
-from medchat.samples import draw_phantom
 
 def test_letters_are_seen_and_odd_pictures_are_endured():
     im = Image.new("L", (300, 200), 60); assert looks_like_text(im) == 0

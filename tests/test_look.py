@@ -7,6 +7,7 @@ from PIL import Image
 import medchat.look as L
 from medchat.core import DISCLAIMER, MedchatError
 from medchat.curate import dataset_features
+from medchat.findings import FINDINGS
 from medchat.look import Pictures, Tally, blocks, facts, findings, find_rows, open_splits, show, spread_of, stats, thumbnail
 
 root = Path(__file__).resolve().parent.parent
@@ -193,8 +194,21 @@ def test_conditions(toy):
     assert ids("finding=cardiomegaly") == ["rcap"] and ids("finding=pleural_effusion") == [] and ids("finding=effusion:absent") == ["rcap", "rstudy"] and ids("finding=edema:uncertain") == ["rstudy"]
     assert ids("answer-type=closed", "modality=ct") == [f"rt{i}" for i in range(4)] == ids("answer_type = CLOSED", "modality=CT")
     assert ids("text=HEART  enlarged", "id=R3") == ["r3"] and ids("group=g3") == ["r3"] and ids("question-type=size", "kind=report") == [] and ids("text=a=b") == []
+    assert ids("finding=no finding") == [] and ids("finding=No_Finding:absent") == ["rcap", "rstudy"]
     for bad in ("kind", "=x", "kind=", "colour=red", "finding=x:maybe"):
         with pytest.raises(MedchatError, match="not a "): ids(bad)
+
+@pytest.mark.parametrize("found, none", [({}, True), ({"edema": "absent"}, True), ({"support devices": "present"}, True), ({"edema": "uncertain"}, False), ({"fracture": "present"}, False), (None, None)])
+def test_no_finding_is_one_too(found, none): assert (L._shows(found, "no finding", "present"), L._shows(found, "no finding", "absent")) == (none is True, none is False)
+
+def test_an_unknown_finding_names_those_that_there_are(toy):
+    for sought in ("lump", "Lump:absent", "x_ray"):
+        with pytest.raises(MedchatError) as e: show(toy, where=[f"finding={sought}", "kind=report"])
+        assert str(e.value).startswith(f"no record meets: finding={sought} and kind=report. ") and "\n" not in str(e.value) and all(f.lower() in str(e.value) for f in FINDINGS) and len(FINDINGS) == 14
+    for known in ("fracture", "Pleural_Other:absent"):
+        with pytest.raises(MedchatError, match="read from captions and reports.*medchat stats"): show(toy, where=[f"finding={known}"])
+    with pytest.raises(MedchatError) as e: show(toy, where=["text=zebra"])
+    assert "captions" not in str(e.value) and "medchat stats" in str(e.value)
 
 @pytest.mark.parametrize("bad, says", [(dict(split="dev"), "no such split"), (dict(n=0), "--n counts from 1"), (dict(start=0), "--start counts from 1"), (dict(start=28), "fewer records: 27"),
     (dict(where=["id=zebra"]), "no record meets: id=zebra"), (dict(where=["text=heart", "start"]), "not a condition"), (dict(html="page.txt"), "not the name of an HTML page"), (dict(html="page"), "not the name")])
@@ -281,22 +295,19 @@ def test_page_is_one_file(toy, tmp_path, capsys):
     assert [p.name for p in (tmp_path/"new").iterdir()] == ["look.html"]
     show(toy, html=tmp_path/"few.html", n=3, start=2, where=["kind=vqa"]); assert "Records 2 to 4 (there are more) with kind=vqa." in capsys.readouterr().out
 
+def test_a_page_is_replaced_only_on_demand(toy, tmp_path):
+    page = tmp_path/"p.html"; page.write_text("mine"); (tmp_path/"link.html").symlink_to(page)
+    for name in ("p.html", "link.html"):
+        with pytest.raises(MedchatError, match=r"page exists already: .*\.html\. .*--force"): show(toy, html=tmp_path/name)
+    assert page.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+    (tmp_path/"d.html").mkdir()
+    with pytest.raises(MedchatError, match="not the name of an HTML page"): show(toy, html=tmp_path/"d.html", force=True)
+    show(toy, html=page, force=True); assert "<article" in page.read_text()
+
 def test_hostile_text_on_the_page(hostile, tmp_path):
     show(hostile, html=tmp_path/"p.html"); page = (tmp_path/"p.html").read_text(encoding="utf-8")
     body = page.partition("<main>")[2].partition("</main>")[0]
     assert set(re.findall(r"<(\w+)", body)) == {"article", "figure", "img", "figcaption", "div", "h2", "p", "dl", "dt", "dd"} and not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", page)
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    try: from playwright.sync_api import sync_playwright
-    except ImportError:
-        if os.environ.get("CI"): pytest.fail("no playwright, and CI skips nothing")
-        pytest.skip("no playwright: pip install playwright")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, headless=True, args=flags)
-        yield browser
-        browser.close()
 
 def test_page_in_a_browser(hostile, tmp_path, browser):
     show(hostile, html=tmp_path/"p.html"); said, asked = [], []
@@ -317,8 +328,8 @@ def test_page_in_a_browser(hostile, tmp_path, browser):
 
 def test_signatures_make_options():
     from medchat.cli import make_parser
-    args = make_parser(show, "show", ["data"]).parse_args(["d", "--where", "kind=vqa", "text=a b", "--n", "3", "--html", "x.html"])
-    assert args.where == ["kind=vqa", "text=a b"] and args.n == 3 and args.html == Path("x.html") and args.data == Path("d")
+    args = make_parser(show, "show", ["data"]).parse_args(["d", "--where", "kind=vqa", "text=a b", "--n", "3", "--html", "x.html", "--force"])
+    assert args.force and args.where == ["kind=vqa", "text=a b"] and args.n == 3 and args.html == Path("x.html") and args.data == Path("d")
     args = make_parser(stats, "stats", ["data"]).parse_args(["d", "--split", "test", "--out", "o"])
     assert args.out == Path("o") and args.seed == 3407
 

@@ -1,5 +1,5 @@
 "Edge cases of medchat.phi: what is masked, what stays, and how long hostile text takes."
-import csv, random, re, string, time
+import csv, random, string, time
 import pytest
 from medchat.phi import MASK, PHI_KINDS, find_phi, scrub
 

@@ -1,5 +1,5 @@
 "Figures of runs: faults and edges."
-import io, json, math, re
+import io, json, re
 from pathlib import Path
 import pytest
 from fastcore.test import test_eq as eq

@@ -1,11 +1,10 @@
 "Readers: each row is a Record or a Reject, whatever the file holds."
 import json, os
-from collections import Counter
 import pytest
 from hypothesis import given, strategies as st
 from medchat import readers
 from medchat.core import MedchatError, Record
-from medchat.readers import FORMATS, Reject, csv_rows, find_format, first_keys, formats, image_path, json_lines, json_rows, parquet_rows, read_records, recognise, to_text
+from medchat.readers import FORMATS, Reject, csv_rows, first_keys, formats, image_path, json_rows, read_records, recognise, split_named
 
 ROW = {"id": "a", "images": ["a.png"], "turns": [{"role": "user", "text": "Large?"}, {"role": "assistant", "text": "Yes"}], "kind": "vqa"}
 TUTORIAL = {"image_path": "a.png", "instruction": "Describe.", "context": "", "response": "Clear."}
@@ -131,7 +130,12 @@ def test_options_and_images(tmp_path):
 
 def test_every_format_is_listed():
     said = formats()
-    assert len(FORMATS) >= 20 and all(name in said and f.about and f.origin is not None for name, f in FORMATS.items())
+    assert len(FORMATS) >= 20 and all(name in said and f.about for name, f in FORMATS.items())
+    assert {name for name, f in FORMATS.items() if "https://" not in f.origin} == {"records", "table", "parquet", "study"} # layouts of our own and of anybody; the others say where they are described
+
+@pytest.mark.parametrize("name,split", [("train", "train"), ("qa_Val", "validation"), ("TEST-2", "test"), ("validate", "validation"), ("train_test", None), ("attest", None), ("", None), ("test_val_train", None), ("train-train", "train"),
+    ("trainset.json", "train"), ("valid_captions", "validation"), ("testing", "test"), ("restrained", None), ("dev.jsonl", "validation")])
+def test_split_names(name, split): assert split_named(name) == split
 
 # ---- rows of files
 lists = st.lists(values, max_size=8)

@@ -1,12 +1,11 @@
 "The phantoms: the same every time, balanced, labelled as drawn, and safe to write."
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from medchat import samples
 from medchat.core import MedchatError, Record, check_record, read_jsonl
-from medchat.samples import FINDINGS, PLACES, SIDES, SPLITS, draw_phantom, make_samples, phantom_records
+from medchat.samples import FINDINGS, SPLITS, draw_phantom, make_samples, phantom_records
 
 shipped = Path(__file__).resolve().parent.parent/"sample_data"/"phantoms"
 

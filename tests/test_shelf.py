@@ -1,5 +1,5 @@
 "Shelf: each picture opened once, by many threads, into one ledger."
-import os, random, threading
+import os, random
 from collections import Counter
 from pathlib import Path
 import pytest

@@ -1,6 +1,5 @@
 "Splits: what shares something stays together, and the shares are kept."
 import random
-from array import array
 from collections import Counter
 import pytest
 from hypothesis import given, strategies as st

@@ -5,10 +5,9 @@ import av, numpy as np, pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from medchat import studies
 from medchat.core import MedchatError, Record
 from medchat.readers import Reject, read_records, recognise
-from medchat.studies import Texts, find_dicom, hide_folders, identifiers, mask_name, read_video, report_text, spread, study_folders, tag_text, to_bytes, without_metadata
+from medchat.studies import find_dicom, hide_folders, identifiers, mask_name, read_video, report_text, spread, study_folders, tag_text, to_bytes, without_metadata
 
 ROOT = "1.2.826.0.1.3680043.10.9999"
 SECRETS = ("smithson", "ann marie", "00412-77", "00412", "19500212", "20240229", "9999.5", "a-2024-118", "lovelace")

@@ -1,5 +1,5 @@
 "Tables, folders, Parquet and the Hub: each row a Record or a Reject, whatever stands in the cells."
-import datetime, hashlib, io, json, os, re, secrets, shutil, subprocess, sys, zipfile
+import datetime, hashlib, io, json, os, re, secrets, subprocess, sys, zipfile
 from urllib.parse import parse_qs, unquote, urlsplit
 import openpyxl, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, strategies as st
@@ -8,7 +8,7 @@ from hub_server import File, Hub, Problem, Repo, git_oid, pointer
 from medchat import tables
 from medchat.core import MedchatError, Record
 from medchat.readers import Reject, find_format, read_records, recognise
-from medchat.tables import find_columns, find_parquet, instruction, pick, split_of, to_plain, to_row_record, xlsx_rows
+from medchat.tables import find_columns, instruction, pick, to_plain, to_row_record, xlsx_rows
 
 def png(colour=0) -> bytes: out = io.BytesIO(); Image.new("L", (4, 4), colour).save(out, "PNG"); return out.getvalue()
 def read(source, format, **options): return list(read_records(source, format, **options))
@@ -59,9 +59,6 @@ def test_any_row_is_a_record_or_refused(row):
 
 @pytest.mark.parametrize("value,plain", [(3.0, 3), (3.5, 3.5), (True, True), (float("inf"), None), (b"x", None), ([1.0, None, b"x"], [1]), ({"a": None, 1: 2.0}, {"1": 2}), (datetime.date(2026, 1, 2), "2026-01-02"), (datetime.time(8, 5), "08:05:00"), (datetime.timedelta(days=1), "1 day, 0:00:00")])
 def test_cells(value, plain): assert to_plain(value) == plain and type(to_plain(value)) is type(plain)
-
-@pytest.mark.parametrize("name,split", [("train", "train"), ("qa_Val", "validation"), ("TEST-2", "test"), ("validate", "validation"), ("train_test", None), ("attest", None), ("", None), ("test_val_train", None), ("train-train", "train")])
-def test_split_names(name, split): assert split_of(name) == split
 
 def test_instructions_are_spread_and_stable():
     said = [instruction("caption", f"{n}.png") for n in range(600)]

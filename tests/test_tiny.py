@@ -1,159 +1,204 @@
-"Tiny bases: the pictures are what the facts say, the recipe learns, and what is shipped looks."
-import json
+"Tiny bases: rows are what the processors make, the recipe learns, and what is shipped looks."
+import json, logging
+from functools import lru_cache
 import numpy as np
 import pytest
 import torch
 import medchat.tiny as tiny
-from medchat.core import sample_data
-from medchat.tiny import (AREAS, KINDS, SIDE, SPECIAL, VOCABULARY, answer_shapes, ask_areas, ask_by_kind, ask_shapes, ask_words, blind_score, draw_shapes, examine, make_base,
-    make_processor, make_tiny_base, make_tokenizer)
+from medchat.blueprints import BLUEPRINTS
+from medchat.core import MedchatError, sample_data
+from medchat.shapes import SIDE, ask_shapes, ask_words, draw_pool, draw_shapes
+from medchat.tiny import LESSONS, answer_shapes, examine, make_tiny_base, teach_answers, teach_sight
 
-SHIPPED = sample_data()/"tiny-qwen2-vl"
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+SHIPPED = [base for base in BLUEPRINTS if (sample_data()/base).is_dir()] # TO TIGHTEN, when all three are there: SHIPPED = list(BLUEPRINTS)
+every, shipped = pytest.mark.parametrize("base", BLUEPRINTS), pytest.mark.parametrize("base", SHIPPED)
 
-@pytest.fixture(scope="module")
-def processor(): return make_processor()
+_make = {base: blueprint.make_processor for base, blueprint in BLUEPRINTS.items()}
 
-@pytest.fixture(scope="module")
-def shipped():
-    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
-    return Qwen2VLForConditionalGeneration.from_pretrained(SHIPPED, dtype="float32"), AutoProcessor.from_pretrained(SHIPPED)
+@lru_cache
+def processor_of(base): return _make[base]()
 
-# ---- pictures and questions
+@lru_cache
+def load(base):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    return AutoModelForImageTextToText.from_pretrained(sample_data()/base, dtype="float32"), AutoProcessor.from_pretrained(sample_data()/base)
 
-def test_pictures_come_from_their_seed():
-    (a, f), (b, g), (c, h) = (draw_shapes(np.random.default_rng(s)) for s in (4, 4, 5))
-    assert a.dtype == np.uint8 and a.shape == (SIDE, SIDE) and (a == b).all() and f == g and (a != c).any()
+@lru_cache
+def pool(): return draw_pool(100, 5)
 
-@pytest.mark.parametrize("area", AREAS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_shape_lies_in_its_area_and_has_its_shade(area, kind):
-    y, x = np.mgrid[:SIDE, :SIDE].astype(float)
-    for size in ("small", "large"):
-        for seed in range(5):
-            white, black = (tiny._shape_light(x, y, area, dict(kind=kind, shade=s, size=size), np.random.default_rng(seed)) for s in ("white", "black"))
-            assert white.max() > 40 and white.min() >= 0 and (black == -white).all()
-            middle = (white*x).sum()/white.sum(), (white*y).sum()/white.sum()
-            assert (middle[0] > 56) == area.startswith("right") and (middle[1] > 56) == area.endswith("lower")
+@pytest.fixture(autouse=True)
+def made_once(monkeypatch):
+    "Learning a tokenizer takes a second; that it comes out the same each time is for test_blueprints to say."
+    for base, blueprint in BLUEPRINTS.items():
+        processor = processor_of(base)
+        monkeypatch.setattr(type(blueprint), "make_processor", lambda self, seed=0, processor=processor: processor)
 
-def test_answers_follow_from_the_facts():
-    facts = dict(areas={"left upper": dict(kind="ring", shade="white", size="small"), "right lower": dict(kind="bar", shade="black", size="large")},
-        corners={"right upper": "black"}, line="middle", oval=None)
-    rng, seen = np.random.default_rng(0), {}
-    for _ in range(400):
-        for q, a in ask_shapes(facts, rng, 5): assert seen.setdefault(q, a) == a
-    expected = {"What is in the left upper area?": "small white ring", "What is in the right upper area?": "nothing", "Is there a ring on the left?": "yes",
-        "Is there a ring on the right?": "no", "Where is the bar?": "right lower area", "Is the bar on the left or the right?": "right", "Is the ring small?": "yes",
-        "Is the bar white or black?": "black", "How many shapes are there?": "two", "Where is the line?": "middle", "Is there an oval?": "no",
-        "What is in the right upper corner?": "black", "Does the picture show a bar in the upper half?": "no",
-        "Describe the picture.": "a small white ring in the left upper area; a large black bar in the right lower area; a black corner in the right upper area; a line in the middle."}
-    assert {q: seen.get(q) for q in expected} == expected
+def weights(folder): return (folder/"model.safetensors").read_bytes()
 
-def test_areas_are_asked_for_once_each():
-    _, facts = draw_shapes(np.random.default_rng(1))
-    orders = {tuple(q for q, _ in ask_areas(facts, np.random.default_rng(s))) for s in range(20)}
-    assert len(orders) > 5 and all(sorted(o) == sorted(f"What is in the {a} area?" for a in AREAS) for o in orders)
+# ---- rows
 
-def test_questions_by_kind_are_true():
-    shape = lambda kind, shade="white", size="small": dict(kind=kind, shade=shade, size=size)
-    facts = dict(areas={"left upper": shape("ring"), "right lower": shape("bar", "black", "large"), "left lower": shape("cross"), "right upper": shape("cross")}, corners={}, line=None, oval=None)
-    asked = [ask_by_kind(facts, np.random.default_rng(s), listed=True) for s in range(40)]
-    assert {a[0] for a in asked} == {("Where are the shapes?", "ring left upper, bar right lower"), ("Where are the shapes?", "bar right lower, ring left upper")}
-    assert {a[1] for a in asked} == {("How do the shapes look?", "ring white small, bar black large"), ("How do the shapes look?", "bar black large, ring white small")}
-    truth = {"Where is the ring?": "left upper area", "Where is the bar?": "right lower area", "Is the ring white or black?": "white", "Is the bar white or black?": "black",
-        "Is the ring small or large?": "small", "Is the bar small or large?": "large", "Is there a ring?": "yes", "Is there a bar?": "yes", **{f"Is there a {k}?": "no" for k in ("circle", "triangle", "cloud")}}
-    assert {p for a in asked for p in a[2:]} == set(truth.items()) # nothing about the crosses, of which there are two
-    assert ask_by_kind(facts, np.random.default_rng(0), listed=False)[0][0] in truth
-    nothing = dict(facts, areas={})
-    assert [a for _, a in ask_by_kind(nothing, np.random.default_rng(0), listed=True)] == ["nothing"]*4
+def conversation(pairs, image):
+    part = lambda kind, text=None: {"type": kind, "text": text}
+    return [m for i, (q, a) in enumerate(pairs) for m in (
+        {"role": "user", "content": [part("image")]*(image and not i) + [part("text", q)]}, {"role": "assistant", "content": [part("text", a)]})]
 
-def test_yes_and_no_cannot_be_guessed():
-    rng = np.random.default_rng(9)
-    one, two = ([p for _ in range(4000) for p in ask_shapes(tiny._choose(rng), rng, 4) if p[1] in ("yes", "no")] for _ in range(2))
-    assert abs(np.mean([a == "yes" for _, a in one]) - .5) < .04
-    assert blind_score(one, two) < .56
+@every
+@pytest.mark.parametrize("sides", [(112, 112), (112, 140), (140, 112), None])
+def test_rows_are_what_the_processor_makes_and_only_answers_are_learnt(base, sides):
+    processor, family, rng = processor_of(base), BLUEPRINTS[base].family, np.random.default_rng(0)
+    for _ in range(15):
+        pairs = ask_shapes(draw_shapes(rng)[1], rng, int(rng.integers(1, 6))) + [ask_words(rng)]
+        ids, labels = tiny._row(processor, family.end_of_turn, pairs, sides)
+        text = processor.apply_chat_template(conversation(pairs, bool(sides)), tokenize=False)
+        whole = list(processor(text=[text], images=[[np.zeros((*sides, 3), np.uint8)]] if sides else None, add_special_tokens=False).input_ids[0])
+        assert ids == whole[:len(ids)] and len(whole) - len(ids) <= 1 # Qwen2-VL's template has a line feed after the end
+        assert len(ids) == len(labels) and all(l in (-100, i) for i, l in zip(ids, labels)) and processor.image_token_id not in labels
+        blank = " " if base == "tiny-llava-1.6" else "" # its template writes one before the answer
+        answers = [blank + a + family.end_of_turn for _, a in pairs]
+        assert [l for l in labels if l != -100] == [i for a in answers for i in processor.tokenizer(a.removeprefix(" "), add_special_tokens=False).input_ids]
 
-def test_blind_score_counts_exact_answers(): assert blind_score([("a", "1"), ("a", "1"), ("a", "2"), ("b", "3")], [("a", "1"), ("a", "2"), ("b", "3"), ("c", "1")]) == .75
+@every
+def test_labels_are_what_follows_the_prompt(base):
+    "As the training notebook makes them, from the length of the prompt."
+    processor, end = processor_of(base), BLUEPRINTS[base].family.end_of_turn
+    pairs = [("Is there a ring?", "yes")]
+    ids, labels = tiny._row(processor, end, pairs, (SIDE, SIDE))
+    text = processor.apply_chat_template(conversation(pairs, True)[:1], tokenize=False, add_generation_prompt=True)
+    prompt = processor(text=[text], images=[[np.zeros((SIDE, SIDE, 3), np.uint8)]], add_special_tokens=False).input_ids[0]
+    assert ids[:len(prompt)] == list(prompt) and labels == [-100]*len(prompt) + ids[len(prompt):]
 
-# ---- tokenizer, template, labels
+@every
+@pytest.mark.parametrize("about, reading", [("areas", 0), ("all", 8)])
+def test_a_step_is_32_conversations(base, about, reading):
+    batches = tiny._lesson_batches(base, processor_of(base), pool(), np.random.default_rng(0), about, reading)
+    assert [len(b["input_ids"]) for b in batches] == ([16, 16] if not reading else [12, 12, 8])
+    for batch in batches:
+        ids, pad = batch["input_ids"], processor_of(base).tokenizer.pad_token_id
+        assert ((ids == pad) == (batch["attention_mask"] == 0)).all() and (batch["labels"][ids == pad] == -100).all() and (batch["labels"] != -100).any(1).all()
+        assert ("pixel_values" in batch) == (ids == processor_of(base).image_token_id).any().item()
+    assert batches[0]["input_ids"].shape[1] <= batches[1]["input_ids"].shape[1]
 
-def test_tokenizer_loses_nothing_and_keeps_special_tokens_whole():
-    tokenizer = make_tokenizer()
-    assert len(tokenizer) == VOCABULARY and len({tokenizer.convert_tokens_to_ids(t) for t in SPECIAL}) == len(SPECIAL)
-    for text in ("Is there a ring?", "naïve µm 肺 \n\t 🙂", "<|im_start|>user\nhi<|im_end|>"): assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert all(len(tokenizer(t).input_ids) == 1 for t in SPECIAL)
-    assert make_tokenizer().get_vocab() == tokenizer.get_vocab()
-
-def test_template_is_that_of_qwen2_vl(processor):
-    image, text = {"type": "image"}, lambda t: {"type": "text", "text": t}
-    render = lambda messages, **k: processor.apply_chat_template(messages, tokenize=False, **k)
-    system, picture = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "<|vision_start|><|image_pad|><|vision_end|>"
-    assert render([{"role": "user", "content": [image, image, text("a")]}], add_generation_prompt=True) == f"{system}<|im_start|>user\n{picture*2}a<|im_end|>\n<|im_start|>assistant\n"
-    assert render([{"role": "user", "content": "a"}, {"role": "assistant", "content": [text("b")]}]) == f"{system}<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-    assert render([{"role": "system", "content": "s"}, {"role": "user", "content": [text(" a\n")]}]) == "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n a\n<|im_end|>\n"
-
-@pytest.mark.parametrize("image_tokens", [0, 16, 20])
-def test_rows_are_what_the_processor_makes_and_only_answers_are_learnt(processor, image_tokens):
-    pairs = [("Is there a ring?", "yes"), ("What is in the left upper area?", "large black cloud")]
-    ids, labels = tiny._row(processor.tokenizer, pairs, image_tokens)
-    content = lambda q, first: ([{"type": "image"}] if first and image_tokens else []) + [{"type": "text", "text": q}]
-    text = processor.apply_chat_template([m for i, (q, a) in enumerate(pairs) for m in ({"role": "user", "content": content(q, not i)}, {"role": "assistant", "content": a})], tokenize=False)
-    picture = np.zeros((SIDE, SIDE if image_tokens < 20 else SIDE + 28, 3), np.uint8)
-    assert ids == list(processor(text=text, images=[picture] if image_tokens else None).input_ids[0])[:-1]
-    assert [i for i, l in zip(ids, labels) if l != -100] == [i for _, a in pairs for i in processor.tokenizer(a + "<|im_end|>").input_ids]
-
-def test_reading_has_answers():
-    rng = np.random.default_rng(0)
-    pairs = [ask_words(rng) for _ in range(300)]
-    assert all(q and a for q, a in pairs) and ("What does nodule mean?", tiny.GLOSSARY["nodule"]) in pairs
-    assert all(a == q.split(": ", 1)[1] for q, a in pairs if q.startswith("Repeat: "))
+@every
+def test_batches_are_what_the_processor_makes(base):
+    processor, rng = processor_of(base), np.random.default_rng(2)
+    images, facts = pool()
+    pairs = [ask_shapes(facts[i], rng, n) for i, n in enumerate((1, 4, 2))]
+    rows = [tiny._row(processor, BLUEPRINTS[base].family.end_of_turn, p, (SIDE, SIDE)) for p in pairs]
+    ours = tiny._batch(base, processor, rows, dict(tiny._patches(processor, images[:3])))
+    pictures = [[torch.from_numpy(i)[None].expand(3, -1, -1)] for i in images[:3]]
+    theirs = processor(text=[processor.apply_chat_template(conversation(p, True), tokenize=False).removesuffix("\n") for p in pairs], images=pictures,
+        add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    assert set(ours) - {"labels"} == set(theirs)
+    real = ours["attention_mask"].bool()
+    for name in theirs:
+        a, b = torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])
+        assert a.shape == b.shape and ((a == b)[real].all() if a.shape[:2] == real.shape else (a == b).all()), name
 
 # ---- the recipe
 
-def test_widths_fit_4_bit_blocks(processor):
-    model = make_base(processor)
-    assert all(m.in_features % 64 == 0 for m in model.modules() if isinstance(m, torch.nn.Linear))
-    assert 1e6 < model.num_parameters() < 3e6
-    assert all((a == b).all() for a, b in zip(model.state_dict().values(), make_base(processor).state_dict().values()))
+@every
+def test_the_recipe_learns(base, tmp_path):
+    recipe = make_tiny_base(base, tmp_path/base, pictures=200, lessons=(("sight", dict(steps=6)), ("answers", dict(steps=4, about="areas", learning_rate=3e-3)), ("answers", dict(steps=1, about="all", reading=8))))
+    sight, areas, _ = ((l["loss"][0], l["loss"][-1]) for l in recipe["lessons"])
+    assert sight[1] < .95*sight[0] and areas[1] < .7*areas[0], recipe
+    assert not [f.name for f in (tmp_path/base).iterdir() if f.suffix not in (".json", ".jinja", ".safetensors")]
 
-def test_the_recipe_learns(tmp_path):
-    recipe = make_tiny_base(tmp_path/"base", pictures=600, lessons=(("sight", dict(steps=60)), ("answers", dict(steps=30, about="areas")), ("answers", dict(steps=30, about="all"))))
-    first, last = zip(*((np.mean(l["loss"][:3]), np.mean(l["loss"][-5:])) for l in recipe["lessons"]))
-    assert last[0] < .8*first[0] and last[1] < .5*first[1] and last[2] < first[2], recipe
+def test_sight_is_learnt_by_what_sees_only():
+    for base in BLUEPRINTS:
+        model = BLUEPRINTS[base].make_model(processor_of(base)); before = {n: w.clone() for n, w in model.named_parameters()}
+        teach_sight(base, model, processor_of(base), pool(), steps=1)
+        changed = {n for n, w in model.named_parameters() if (w != before[n]).any()}
+        assert changed and not [n for n in changed if "language_model" in n or "lm_head" in n]
+
+@every
+def test_every_part_learns_to_answer(base):
+    "Gates included: a Llama whose tower got no gradient would look at nothing."
+    model = BLUEPRINTS[base].make_model(processor_of(base)); before = {n: w.clone() for n, w in model.named_parameters()}
+    teach_answers(base, model, processor_of(base), pool(), steps=2, about="areas")
+    still = [n for n, w in model.named_parameters() if (w == before[n]).all()]
+    assert len(still) < 6 and not [n for n in still if "gate" in n or "proj" in n.rsplit(".", 2)[-2]], still
+
+FEW = (("sight", dict(steps=1)), ("answers", dict(steps=2, about="areas")))
+
+def test_the_same_seed_makes_the_same_bytes(tmp_path):
+    for name in "ab": make_tiny_base("tiny-llama-3.2-vision", tmp_path/name, pictures=40, lessons=FEW)
+    assert weights(tmp_path/"a") == weights(tmp_path/"b")
 
 def test_a_stopped_rebuild_goes_on_with_the_next_lesson(tmp_path, monkeypatch):
-    lessons, taught = (("sight", dict(steps=2)), ("answers", dict(steps=2, about="areas"))), []
+    taught, base = [], "tiny-llama-3.2-vision"
     def stop(*_, **__): raise KeyboardInterrupt
-    with monkeypatch.context() as m:
-        m.setattr(tiny, "teach_answers", stop)
-        with pytest.raises(KeyboardInterrupt): make_tiny_base(tmp_path/"base", pictures=80, lessons=lessons)
-    half = json.loads((tmp_path/"base"/"recipe.json").read_text())
-    assert [l["name"] for l in half["lessons"]] == ["sight"]
+    for name in "ab":
+        with monkeypatch.context() as m:
+            m.setattr(tiny, "teach_answers", stop)
+            with pytest.raises(KeyboardInterrupt): make_tiny_base(base, tmp_path/name, pictures=40, lessons=FEW)
+    half = json.loads((tmp_path/"a"/"recipe.json").read_text())
+    assert [l["name"] for l in half["lessons"]] == ["sight"] and weights(tmp_path/"a") == weights(tmp_path/"b")
     see = tiny.teach_sight
     monkeypatch.setattr(tiny, "teach_sight", lambda *a, **k: taught.append("sight") or see(*a, **k))
-    whole = make_tiny_base(tmp_path/"base", pictures=80, lessons=lessons)
+    whole = make_tiny_base(base, tmp_path/"a", pictures=40, lessons=FEW); make_tiny_base(base, tmp_path/"b", pictures=40, lessons=FEW)
     assert not taught and whole["lessons"][0] == half["lessons"][0] and [l["name"] for l in whole["lessons"]] == ["sight", "answers"]
-    assert [l["name"] for l in make_tiny_base(tmp_path/"base", pictures=81, lessons=lessons[:1])["lessons"]] == ["sight"] and taught # another recipe starts anew
+    assert weights(tmp_path/"a") == weights(tmp_path/"b") # stopped at the same place: the same bytes
+    make_tiny_base(base, tmp_path/"c", pictures=40, lessons=FEW)
+    a, c = (_read(tmp_path/name) for name in "ac") # never stopped: the same but for what half precision rounds away between two lessons
+    assert max((a[k] - c[k]).abs().max().item() for k in a) < .01
+    taught.clear()
+    assert [l["name"] for l in make_tiny_base(base, tmp_path/"a", pictures=41, lessons=FEW[:1])["lessons"]] == ["sight"] and taught # another recipe starts anew
+
+def _read(folder):
+    from safetensors.torch import load_file
+    return {k: w.float() for k, w in load_file(folder/"model.safetensors").items()}
+
+def test_another_bases_folder_is_not_taken_for_this_one(tmp_path):
+    make_tiny_base("tiny-llama-3.2-vision", tmp_path/"base", pictures=40, lessons=FEW[:1])
+    make_tiny_base("tiny-qwen2-vl", tmp_path/"base", pictures=40, lessons=FEW[:1])
+    assert json.loads((tmp_path/"base"/"config.json").read_text())["model_type"] == "qwen2_vl"
+
+@pytest.mark.parametrize("name", ["tiny-dragon", "", "qwen2-vl"])
+def test_an_unknown_base_is_one_line(name, tmp_path):
+    with pytest.raises(MedchatError, match="There are: tiny-qwen2-vl, tiny-llama-3.2-vision, tiny-llava-1.6") as e: make_tiny_base(name, tmp_path/"base")
+    assert "\n" not in str(e.value) and not (tmp_path/"base").exists()
 
 # ---- what is shipped
 
-def test_shipped_files_are_complete_and_small():
-    names = {p.name for p in SHIPPED.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "recipe.json"} <= names
-    assert not [n for n in names if n.endswith((".bin", ".pt", ".pkl", ".py"))] and sum(p.stat().st_size for p in SHIPPED.iterdir()) < 5e6
+@shipped
+def test_shipped_files_are_complete_and_safe(base):
+    names = {p.name for p in (sample_data()/base).iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "chat_template.jinja", "recipe.json"} <= names
+    assert not [n for n in names if not n.endswith((".safetensors", ".json", ".jinja"))]
 
-def test_shipped_base_was_made_by_the_recipe(shipped, processor):
-    recipe = json.loads((SHIPPED/"recipe.json").read_text())
-    assert [(l["name"], l["options"]) for l in recipe["lessons"]] == [(n, o) for n, o in tiny.LESSONS]
-    assert sum(l["minutes"] for l in recipe["lessons"]) < 90
-    assert shipped[1].chat_template == processor.chat_template and shipped[1].tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+def test_shipped_bases_are_small(): assert 0 < sum(f.stat().st_size for base in SHIPPED for f in (sample_data()/base).rglob("*")) <= 8_000_000
 
-def test_shipped_base_looks(shipped):
-    exam = examine(*shipped, count=400, seed=2**30)
+@shipped
+def test_shipped_base_was_made_by_the_recipe(base):
+    recipe, (model, processor), fresh = json.loads((sample_data()/base/"recipe.json").read_text()), load(base), processor_of(base)
+    assert [(l["name"], l["options"]) for l in recipe["lessons"]] == [(n, o) for n, o in LESSONS]
+    assert sum(l["minutes"] for l in recipe["lessons"]) < 120
+    assert processor.chat_template == fresh.chat_template == BLUEPRINTS[base].family.template and processor.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
+    made = BLUEPRINTS[base].make_model(fresh)
+    assert {n: w.shape for n, w in model.named_parameters()} == {n: w.shape for n, w in made.named_parameters()} and model.config.model_type == made.config.model_type
+
+@shipped
+def test_shipped_base_looks(base):
+    exam = examine(*load(base), count=400, seed=2**30)
     assert exam["right_picture"] >= .85, exam["right_picture"]
     assert exam["wrong_picture"] <= exam["blind"] + .03 < .6, exam
 
-def test_batch_and_single_answers_agree(shipped):
-    rng = np.random.default_rng(3)
-    drawn = [draw_shapes(rng) for _ in range(8)]
-    images, questions = np.stack([i for i, _ in drawn]), [ask_shapes(f, rng)[0][0] for _, f in drawn]
-    assert answer_shapes(*shipped, images, questions) == [answer_shapes(*shipped, images[i:i+1], [q])[0] for i, q in enumerate(questions)]
+@shipped
+def test_batch_and_single_answers_agree(base):
+    images, facts = pool()
+    questions = [ask_shapes(f, np.random.default_rng(3))[0][0] for f in facts[:8]]
+    assert answer_shapes(*load(base), images[:8], questions) == [answer_shapes(*load(base), images[i:i+1], [q])[0] for i, q in enumerate(questions)]
+
+@shipped
+def test_shipped_gates_are_open(base):
+    gates = [w.tanh().abs().item() for n, w in load(base)[0].named_parameters() if n.endswith(("cross_attn_attn_gate", "cross_attn_mlp_gate"))]
+    assert bool(gates) == (base == "tiny-llama-3.2-vision") and all(g > .1 for g in gates)
+
+@shipped
+def test_it_still_answers_at_4_bits(base):
+    from medchat.models import load_model
+    model, processor = load_model(base)[:2]
+    assert "Linear4bit" in {type(m).__name__ for m in model.modules()}
+    exam = examine(model, processor, count=64, seed=2**30)
+    assert exam["right_picture"] >= .7, exam["right_picture"]

@@ -1,140 +1,34 @@
-"Labels, training, resuming: faults and edges."
+"Training: what it writes, that it is right, that it can be stopped, and what it refuses."
 import hashlib, json, math, os, re, shutil, signal, subprocess, sys, time
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 from fastcore.test import test_eq as eq
+from data_maker import make_base, make_data, picture, questions, row
 from medchat import train as module
+from medchat.batches import VisionCollator
 from medchat.core import MedchatError
 from medchat.curate import convert, read_dataset
 from medchat.families import family_of
-from medchat.messages import assistant_message, user_message
 from medchat.models import load_model, load_run
 from medchat.plots import read_log
-from medchat.train import VisionCollator, join_turns, last_checkpoint, make_labels, pick_records, plan_turns, reply_spans, show_mask, train
+from medchat.runs import last_checkpoint
+from medchat.train import Quiz, pick_records, train
 
 BASE = "tiny-qwen2-vl"
-SHORT = dict(base=BASE, max_steps=6, batch_size=4, gradient_accumulation=1, learning_rate=5e-3, eval_records=4, eval_steps=3)
+SHORT = dict(base=BASE, max_steps=6, batch_size=4, gradient_accumulation=1, learning_rate=5e-3, eval_records=4, eval_steps=3, answer_records=2)
 
 @pytest.fixture(scope="module")
 def loaded():
     model, processor = load_model(BASE)
     return processor, family_of(model.config)
 
-def picture(seed=0, side=112):
-    import numpy as np
-    from PIL import Image
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side), dtype=np.uint8)).convert("RGB")
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     "A dataset folder of 12 images with three questions each."
-    source = tmp_path_factory.mktemp("source")
-    rows = []
-    for i in range(12):
-        picture(i).save(source/f"{i}.png")
-        split = "train" if i < 8 else "validation" if i < 10 else "test"
-        for q, a in (("Is it large?", "yes" if i % 2 else "no"), ("Where is it?", "left lower lung"), ("What is seen?", "a nodule")):
-            rows.append(dict(id=f"{i}-{len(rows)}", images=[f"{i}.png"], turns=[dict(role="user", text=q), dict(role="assistant", text=a)], kind="vqa", split=split, group=str(i)))
-    (source/"records.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(convert(source, format="records", out=source/"data", keep_splits=True, max_rejects=1))
+    return make_data(tmp_path_factory.mktemp("source"), questions())
 
 def weights(run): return hashlib.sha256((Path(run)/"adapter"/"adapter_model.safetensors").read_bytes()).hexdigest()
-
-# -- labels
-
-CONVERSATIONS = [
-    ([user_message("Is it?", 1), assistant_message("yes")], [["yes"]], 1),
-    ([user_message("Is it?", 2), assistant_message("yes"), user_message("Where?"), assistant_message("left, upper.\n\nSecond line"), user_message("Sure?"), assistant_message("no")], None, 2),
-    ([user_message("No image at all?"), assistant_message("none")], None, 0),
-    ([user_message("Ünïcode größer?", 1), assistant_message("β-Blocker → 5 µg, 心臓")], None, 1),
-    ([user_message("assistant\nIs this a trick?", 1), assistant_message("assistant")], None, 1),
-    ([user_message("yes yes yes", 1), assistant_message("yes yes yes"), user_message("yes"), assistant_message("yes")], None, 1)]
-
-@pytest.mark.parametrize("messages, _, n", CONVERSATIONS)
-def test_every_answer_with_its_end_is_learnt_and_nothing_else(loaded, messages, _, n):
-    processor, family = loaded
-    batch = VisionCollator(processor, family)([dict(id="x", messages=messages, images=[picture(k) for k in range(n)])])
-    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    assert all(l in (-100, t) for t, l in zip(ids, labels))
-    answers = [m["content"][0]["text"] + family.end_of_turn for m in messages if m["role"] == "assistant"]
-    eq(processor.tokenizer.decode([l for l in labels if l != -100]), "".join(answers))
-    special = set(processor.tokenizer.convert_tokens_to_ids([t for t in family.masked_tokens if t in processor.tokenizer.get_vocab()]))
-    assert not special & set(labels)
-
-def test_labels_survive_batching_and_padding(loaded):
-    processor, family = loaded
-    collate = VisionCollator(processor, family)
-    rows = [dict(id=str(i), messages=m, images=[picture(k) for k in range(n)]) for i, (m, _, n) in enumerate(CONVERSATIONS)]
-    batch = collate(rows)
-    for k, row in enumerate(rows):
-        alone = collate([row])
-        n = alone["input_ids"].shape[1]
-        eq(batch["input_ids"][k, :n].tolist(), alone["input_ids"][0].tolist()); eq(batch["labels"][k, :n].tolist(), alone["labels"][0].tolist())
-        assert (batch["labels"][k, n:] == -100).all() and (batch["attention_mask"][k, n:] == 0).all()
-
-def test_the_brackets_of_the_mask_hold_what_is_learnt(loaded):
-    processor, family = loaded
-    messages = CONVERSATIONS[1][0]
-    shown = show_mask(processor, VisionCollator(processor, family)([dict(id="x", messages=messages, images=[picture(), picture()])]))
-    eq([p for p, learnt in shown.pieces if learnt], [m["content"][0]["text"] + "<|im_end|>" for m in messages if m["role"] == "assistant"])
-    assert "x16" in str(shown) and "<script" not in shown._repr_html_()
-    hostile = show_mask(processor, VisionCollator(processor, family)([dict(id="x", messages=[user_message("<script>alert(1)</script>?"), assistant_message("<b>")], images=[])]))
-    assert "<script" not in hostile._repr_html_() and "&lt;b&gt;" in hostile._repr_html_()
-
-class Rewritten:
-    "A processor whose chat template is another one."
-    def __init__(self, processor, write): self.__dict__.update(tokenizer=processor.tokenizer, image_token_id=processor.image_token_id, write=write)
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt): return self.write(messages, add_generation_prompt)
-
-def test_a_template_that_rewrites_the_past_is_refused(loaded):
-    processor, family = loaded
-    def write(messages, opened): # says at the top how many messages there are, as templates that drop old thoughts do
-        return f"{len(messages)}\n" + "".join(f"{m['role']}:{m['content'][-1]['text']}<|im_end|>" for m in messages) + ("assistant:" if opened else "")
-    with pytest.raises(MedchatError, match="not a prefix"): reply_spans(Rewritten(processor, write), family, CONVERSATIONS[1][0])
-
-def test_a_template_that_never_closes_a_turn_is_refused(loaded):
-    processor, family = loaded
-    write = lambda messages, opened: "".join(f"{m['role']}:{m['content'][-1]['text']}\n" for m in messages) + ("assistant:" if opened else "")
-    with pytest.raises(MedchatError, match="not a prefix"): reply_spans(Rewritten(processor, write), family, CONVERSATIONS[0][0])
-
-def test_a_row_that_is_not_its_conversation_is_refused(loaded):
-    processor, family = loaded
-    ids = VisionCollator(processor, family)([dict(id="x", messages=CONVERSATIONS[0][0], images=[picture()])])["input_ids"][0].tolist()
-    with pytest.raises(MedchatError, match="does not hold the conversation"): make_labels(processor, family, CONVERSATIONS[4][0], ids)
-
-def test_rows_that_teach_nothing_or_everything_are_refused(loaded, monkeypatch):
-    processor, family = loaded
-    rows = [dict(id="good", messages=CONVERSATIONS[0][0], images=[picture()]), dict(id="bad-7", messages=[user_message("Only a question?", 0)], images=[])]
-    with pytest.raises(MedchatError, match="nothing in a record would be learnt: bad-7"): VisionCollator(processor, family)(rows)
-    monkeypatch.setattr(module, "make_labels", lambda p, f, m, ids: ids)
-    with pytest.raises(MedchatError, match="everything in a record would be learnt: good"): VisionCollator(processor, family)(rows)
-
-def test_nothing_is_cut(loaded):
-    processor, family = loaded
-    long = dict(id="long-1", messages=[user_message("word "*500, 1), assistant_message("yes")], images=[picture()])
-    with pytest.raises(MedchatError, match=r"too long for the base: long-1: \d+ tokens, at most 300"): VisionCollator(processor, family, max_length=300)([long])
-    assert VisionCollator(processor, family)([long])["input_ids"].shape[1] > 500
-
-# -- several questions in one conversation
-
-@pytest.mark.parametrize("turns", [1, 2, 3, 10])
-def test_joined_turns_lose_and_repeat_nothing(data, turns):
-    split = read_dataset(data)["train"]
-    joined = join_turns(split, turns, seed=1)
-    eq(sorted(i for row in joined for i in row["id"].split("+")), sorted(split["id"]))
-    by_id = {r["id"]: r for r in split}
-    for row in joined:
-        ids = row["id"].split("+")
-        assert len(ids) <= turns and len({i.split("-")[0] for i in ids}) == 1
-        eq([p["text"] for m in row["messages"] if m["role"] == "assistant" for p in m["content"]], [by_id[i]["messages"][-1]["content"][0]["text"] for i in ids])
-        eq([sum(p["type"] == "image" for p in m["content"]) for m in row["messages"]], [1] + [0]*(2*len(ids) - 1))
-        eq(row["images"], by_id[ids[0]]["images"])
-    eq([r["id"] for r in joined], [r["id"] for r in join_turns(split, turns, seed=1)])
-    if turns == 2: assert [r["id"] for r in joined] != [r["id"] for r in join_turns(split, turns, seed=2)]
-
-def test_the_same_file_name_is_not_the_same_image():
-    pictures = [[dict(bytes=b"a", path="x.png")], [dict(bytes=b"b", path="x.png")], [], []]
-    eq(sorted(plan_turns(pictures, 5)), [[0], [1], [2], [3]])
 
 # -- training
 
@@ -173,7 +67,7 @@ def test_the_log_has_every_step_and_validation(finished):
 
 def test_the_receipt_shows_what_is_learnt(finished):
     text = (finished/"receipt.md").read_text()
-    for part in ("| train records | 24 |", "| steps | 6 |", "trainable parameters", "share of tokens learnt", "image tokens in a conversation | 16 on average", "[["): assert part in text, part
+    for part in ("| train records | 24 |", "| steps | 6 |", "trainable parameters", "share of their tokens learnt", "image tokens in them | 16 on average", "memory", "[["): assert part in text, part
 
 def test_the_first_loss_is_the_cross_entropy_of_the_answers(finished, data, loaded, monkeypatch):
     "Computed by hand on the untouched base: LoRA starts as nothing."
@@ -188,7 +82,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_answers(finished, data, load
     train(data, run=str(run), **{**SHORT, "max_steps": 1, "eval_records": 0})
     model, processor = load_model(BASE)
     batch = VisionCollator(*loaded)(seen[0])
-    with torch.no_grad(): logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double()
+    with torch.no_grad(): logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "ids")}).logits.double()
     total = n = 0
     for row, labels in zip(logits.log_softmax(-1), batch["labels"]):
         for t in range(1, len(labels)):
@@ -240,7 +134,7 @@ def test_stopped_and_resumed_equals_never_stopped(finished, data, tmp_path, at):
     with pytest.raises(MedchatError, match="no adapter yet.*--resume"): load_run(run)
     train(data, run=str(run), **SHORT, resume=True)
     eq(weights(run), weights(finished))
-    strip = lambda rows: [{k: v for k, v in r.items() if k not in ("seconds", "tokens")} for r in rows]
+    strip = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
     eq(strip(read_log(run)), strip(read_log(finished)))
 
 def test_a_run_that_was_killed_while_it_saved_resumes_from_the_checkpoint_before(finished, data, tmp_path):
@@ -273,12 +167,6 @@ def test_ctrl_c_in_a_terminal(finished, data, tmp_path):
     assert "--resume" in err and "Traceback" not in err, err
     assert last_checkpoint(run) and not (run/"adapter").exists()
 
-def test_other_shards_are_other_data(data, tmp_path):
-    other = shutil.copytree(data, tmp_path/"data")
-    eq(module.data_hash(other), module.data_hash(data))
-    shutil.rmtree(other/"train"); shutil.copytree(other/"test", other/"train")
-    assert module.data_hash(other) != module.data_hash(data)
-
 # -- refusals, each before anything is written
 
 def test_a_run_is_never_overwritten(finished, data):
@@ -290,7 +178,7 @@ def test_a_finished_run_says_so(finished, data, capsys):
     train(data, run=str(finished), **SHORT, resume=True)
     assert "is finished" in capsys.readouterr().out
 
-@pytest.mark.parametrize("change, says", [(dict(learning_rate=1e-3), "another learning_rate: 0.005, now 0.001"), (dict(max_steps=8), "another max_steps"), (dict(seed=1), "another seed"),
+@pytest.mark.parametrize("change, says", [(dict(learning_rate=1e-3), "another learning_rate: 0.005, now 0.001"), (dict(projector_learning_rate=1e-3), "another projector_learning_rate"), (dict(processes=2), "another processes"), (dict(patience=3), "another patience"), (dict(stage="align"), "captions"), (dict(max_steps=8), "another max_steps"), (dict(seed=1), "another seed"),
     (dict(vision_layers=True), "another vision_layers"), (dict(turns_per_image=2), "another turns_per_image")])
 def test_resuming_otherwise_is_refused_by_name(finished, data, change, says):
     with pytest.raises(MedchatError, match=says): train(data, run=str(finished), **{**SHORT, **change}, resume=True)
@@ -310,7 +198,7 @@ def test_resuming_on_other_data_or_base_is_refused(finished, data, tmp_path):
     (dict(base="tiny-none"), "no such tiny base"), (dict(lora_alpha=0), "lora_alpha must be above 0"), (dict(lora_dropout=1.), "lora_dropout must be below 1"), (dict(max_grad_norm=math.nan), "max_grad_norm must be above 0"),
     (dict(learning_rate=math.inf), "learning_rate"), (dict(seed=2**32), "seed must be below"), (dict(r=10**12), "r must be below"), (dict(max_steps=0), "max_steps must be above 0"), (dict(max_steps=-3), "max_steps must be above 0"), (dict(batch_size=0), "batch_size"),
     (dict(gradient_accumulation=0), "gradient_accumulation"), (dict(learning_rate=0.0), "learning_rate"), (dict(learning_rate=float("nan")), "learning_rate"), (dict(r=0), "r must"), (dict(turns_per_image=0), "turns_per_image"),
-    (dict(eval_records=-1), "eval_records must not"), (dict(lora_dropout=-.1), "lora_dropout"), (dict(seed=-1), "seed"),
+    (dict(eval_records=-1), "eval_records must not"), (dict(answer_records=-1), "answer_records must not"), (dict(patience=0), "patience must be above 0"), (dict(processes=0), "processes must be above 0"), (dict(contrast=-1.), "contrast"), (dict(projector_learning_rate=0.), "projector_learning_rate must"), (dict(processes=2, callbacks=(1,)), "callbacks cannot be sent"), (dict(lora_dropout=-.1), "lora_dropout"), (dict(seed=-1), "seed"),
     (dict(language_layers=False), "nothing to train"), (dict(attention=False, mlp=False), "nothing to train")])
 def test_bad_settings_leave_nothing_behind(data, tmp_path, change, says):
     with pytest.raises(MedchatError, match=says) as e: train(data, run=str(tmp_path/"run"), **{**SHORT, **change})
@@ -332,7 +220,7 @@ def test_a_dataset_without_a_training_split_is_refused(data, tmp_path):
 def test_a_record_too_long_for_the_base_stops_before_the_first_step(tmp_path):
     source = tmp_path/"source"
     source.mkdir()
-    rows = [dict(id=f"r{i}", images=[], turns=[dict(role="user", text="Why?" if i != 37 else "why " * 20000), dict(role="assistant", text="so")], kind="vqa", split="train") for i in range(60)]
+    rows = [dict(id=f"r{i}", images=[], turns=[dict(role="user", text=f"Why {i}?" if i != 37 else "why " * 20000), dict(role="assistant", text="so")], kind="vqa", split="train") for i in range(60)]
     (source/"records.jsonl").write_text("\n".join(map(json.dumps, rows)))
     convert(source, format="records", out=tmp_path/"data", keep_splits=True)
     with pytest.raises(MedchatError, match="too long for the base: r37"): train(str(tmp_path/"data"), run=str(tmp_path/"run"), **SHORT)
@@ -353,14 +241,86 @@ def test_a_folder_with_other_things_in_it_is_not_a_run(data, tmp_path):
         with pytest.raises(MedchatError): train(data, run=str(tmp_path/"run"), **SHORT, resume=resume)
     eq([p.name for p in (tmp_path/"run").iterdir()], ["thesis.doc"])
 
-def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path):
-    import torch
+def poison(at, what):
     from transformers import TrainerCallback
     class Poison(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, **_):
-            if state.global_step == 2: next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
-    with pytest.raises(MedchatError, match="loss is no longer a number: step 3"): train(data, run=str(tmp_path/"run"), **SHORT, callbacks=(Poison(),))
-    assert not (tmp_path/"run"/"adapter").exists()
+            if state.global_step == at: what(model)
+    return Poison()
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_its_records(data, tmp_path, monkeypatch):
+    batches, collate = [], VisionCollator.__call__
+    monkeypatch.setattr(VisionCollator, "__call__", lambda self, rows: batches.append([r["id"] for r in rows]) or collate(self, rows))
+    nan = poison(2, lambda model: next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan")))
+    with pytest.raises(MedchatError, match="loss is no longer a number: step 3. Lower --learning-rate.*bad_batch.json") as e: train(data, run=str(tmp_path/"run"), **{**SHORT, "batch_size": 2, "gradient_accumulation": 2, "eval_records": 0, "answer_records": 0}, callbacks=(nan,))
+    assert "\n" not in str(e.value) and not (tmp_path/"run"/"adapter").exists()
+    bad = json.loads((tmp_path/"run"/"bad_batch.json").read_text())
+    eq((bad["step"], bad["what"]), (3, "loss"))
+    passes = [b for b in batches if len(b) == 2] # the receipt looks at one record at a time
+    eq(bad["records"], passes[4] + passes[5])
+    eq([r["step"] for r in read_log(tmp_path/"run")], [1, 2]) # the bad step is not in the log
+
+def test_running_out_of_memory_is_one_line_with_a_way_out(data, tmp_path):
+    import torch
+    with pytest.raises(MedchatError, match=r"out of memory: .*Train into a new run with --batch-size 2 --gradient-accumulation 2") as e:
+        train(data, run=str(tmp_path/"run"), **SHORT, callbacks=(poison(1, lambda model: torch.empty(10**15)),)) # the real allocator says no
+    assert "\n" not in str(e.value)
+    with pytest.raises(MedchatError, match="--batch-size 1 --gradient-accumulation 9"):
+        with module.memory_error(dict(batch_size=3, gradient_accumulation=3)): raise MemoryError
+    with pytest.raises(MedchatError, match="a smaller base"):
+        with module.memory_error(dict(batch_size=1, gradient_accumulation=3)): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(RuntimeError, match="something else"):
+        with module.memory_error(dict(batch_size=1, gradient_accumulation=3)): raise RuntimeError("something else")
+
+@pytest.mark.parametrize("tool", ["tensorboard", "wandb", "trackio"])
+def test_a_logging_tool_that_is_missing_is_named_with_its_command(data, tmp_path, monkeypatch, tool):
+    monkeypatch.setitem(sys.modules, tool, None)
+    with pytest.raises(MedchatError, match=f"report_to {tool} needs the package {tool}.*Install it: pip install {tool}"): train(data, run=str(tmp_path/"run"), **SHORT, report_to=tool)
+    assert not (tmp_path/"run").exists()
+
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="no tensorboard: pip install tensorboard")
+def test_tensorboard_gets_the_log_too(data, tmp_path):
+    train(data, run=str(tmp_path/"run"), **{**SHORT, "max_steps": 2}, report_to="tensorboard")
+    assert [f for f in (tmp_path/"run").rglob("events.out.tfevents*") if f.stat().st_size > 500]
+    eq([r["step"] for r in read_log(tmp_path/"run") if "loss" in r], [1, 2])
+
+def test_patience_ends_early_and_keeps_the_best(data, tmp_path):
+    run = train(data, run=tmp_path/"run", **{**SHORT, "max_steps": 40, "eval_steps": 1, "learning_rate": .3, "answer_records": 0}, patience=2)
+    looks = {r["step"]: r["eval_loss"] for r in read_log(run) if "eval_loss" in r}
+    best = min(looks, key=looks.get)
+    assert max(looks) == best + 2 < 40
+    load_run(run)
+    assert (run/"adapter"/"adapter_model.safetensors").read_bytes() == (run/"best"/"adapter_model.safetensors").read_bytes()
+    before = (run/"log.jsonl").read_bytes()
+    train(data, run=run, **{**SHORT, "max_steps": 40, "eval_steps": 1, "learning_rate": .3, "answer_records": 0}, patience=2, resume=True) # finished
+    assert (run/"log.jsonl").read_bytes() == before
+
+def test_without_patience_the_last_adapter_counts_and_the_best_lies_beside(finished):
+    assert (finished/"best"/"adapter_model.safetensors").is_file()
+    looks = {r["step"]: r["eval_loss"] for r in read_log(finished) if "eval_loss" in r}
+    eq((finished/"best"/"adapter_model.safetensors").read_bytes() == (finished/"adapter"/"adapter_model.safetensors").read_bytes(), min(looks, key=looks.get) == 6)
+
+def test_the_quiz_is_about_closed_questions_and_writes_its_answers(finished, data):
+    rows = list(map(json.loads, (finished/"answers.jsonl").open()))
+    eq([r["step"] for r in rows], [0, 0, 3, 3, 6, 6])
+    eq({r["question"] for r in rows}, {"Is it large?"}); eq(len({r["id"] for r in rows}), 2)
+    for look in (r for r in read_log(finished) if "eval_loss" in r):
+        said = [r["reply"].lower().strip(".") == r["reference"] for r in rows if r["step"] == look["step"]]
+        eq(look["closed_accuracy"], sum(said)/len(said))
+    eq(Quiz(finished, None, 4, 1).rows, []); eq(Quiz(finished, read_dataset(data)["validation"], 0, 1).rows, [])
+
+def test_a_family_that_does_not_mix_learns_from_a_mixed_dataset(tmp_path):
+    rows = [row(f"r{i}", [(f"What is {i}?", f"it is {i}")], [f"{i}.png"] if i % 3 else [], split="validation" if i > 14 else "train", answer_type="closed") for i in range(20)]
+    data, base = make_data(tmp_path/"in", rows), make_base("tiny-llama-3.2-vision", tmp_path/"base")
+    run = train(data, run=tmp_path/"run", base=base, epochs=2, batch_size=2, gradient_accumulation=2, learning_rate=1e-3, vision_layers=True, eval_records=5, eval_steps=3, answer_records=5)
+    rows = read_log(run)
+    once = json.loads((run/"config.json").read_text())["steps_per_epoch"]
+    eq((once, [r["step"] for r in rows if "loss" in r][-1]), (4, 8)) # 10 with an image in 3 steps, 5 without in one: 4, 4, 2 and 5
+    assert all(math.isfinite(r.get("loss", 0)) for r in rows) and [r for r in rows if "closed_accuracy" in r]
+    from safetensors.torch import load_file
+    tensors = load_file(run/"adapter"/"adapter_model.safetensors")
+    assert any("multi_modal_projector" in k for k in tensors) and all(t.abs().sum() > 0 for k, t in tensors.items() if "lora_B" in k and "language_model" in k)
+    load_run(run)
 
 def test_without_validation_records(data, tmp_path):
     shutil.copytree(data, tmp_path/"data")
@@ -391,7 +351,7 @@ def test_training_is_quiet_and_asks_nobody(data, tmp_path, capfd, recwarn, monke
     train(data, run=str(tmp_path/"run"), **{**SHORT, "max_steps": 2})
     out, err = capfd.readouterr()
     eq(len(out.splitlines()), 1); eq(asked, [])
-    eq([re.sub(r"\d+\.\d+", "N", line) for line in err.splitlines()], [f"step {i} of 2: validation loss N" for i in (0, 2)]) # no bar without a terminal
+    eq([re.sub(r"\d+\.\d+|\d+(?=%)", "N", line) for line in err.splitlines()], [f"step {i} of 2: validation loss N, N% of the closed questions right" for i in (0, 2)]) # no bar without a terminal
     eq([str(w.message)[:80] for w in recwarn if "medchat" not in str(w.filename)], [])
 
 def test_only_some_kinds_of_records(data, tmp_path):

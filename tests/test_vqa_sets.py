@@ -99,7 +99,6 @@ def test_rad_hub_copy(tmp_path, card):
     with pytest.raises(MedchatError, match="phrase_type"): list(read_records(home, "vqa_rad", subset="llava-med"))
 
 def test_a_parquet_file_without_a_name_is_nobodys(tmp_path):
-    from medchat import vqa_sets
     put(tmp_path/"x"/"train.parquet", [dict(image=png(), question="q?", answer="a")])
     assert not any(f.sniff(tmp_path/"x") for n in SETS if (f := find_format(tmp_path, n)))
 

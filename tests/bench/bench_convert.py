@@ -5,7 +5,7 @@ and with headers only, against a bare decode of the same files by Pillow in as m
 Memory: the peak of a conversion in a process of its own, for 1,000, 10,000 and 100,000 rows with a small picture each, beside the list
 comprehension of the tutorials, which holds every decoded picture.
 """
-import argparse, json, os, random, shutil, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, shutil, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
