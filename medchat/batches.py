@@ -21,14 +21,13 @@ def reply_spans(
     messages: list[dict], # a conversation with its answers
 ) -> tuple[list[int], list[tuple[int, int]]]: # token ids (one per image), [start, end) of each answer
     "Where the answers stand in a conversation, end tokens included."
-    ids = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     end_id, spans = processor.tokenizer.convert_tokens_to_ids(family.end_of_turn), []
-    whole = ids(template_text(processor, messages, add_generation_prompt=False))
-    for k, message in enumerate(messages):
-        if message["role"] != "assistant": continue
-        prompt = ids(template_text(processor, messages[:k], add_generation_prompt=True))
+    replies = [k for k, m in enumerate(messages) if m["role"] == "assistant"]
+    texts = [template_text(processor, messages, add_generation_prompt=False), *(template_text(processor, messages[:k], add_generation_prompt=True) for k in replies)]
+    whole, *prompts = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for k, prompt in zip(replies, prompts):
         if whole[:len(prompt)] != prompt or end_id not in whole[len(prompt):]:
-            raise MedchatError("the prompt is not a prefix of the conversation", message["content"][0]["text"][:60], "Labels would be wrong; check the base's chat template")
+            raise MedchatError("the prompt is not a prefix of the conversation", messages[k]["content"][0]["text"][:60], "Labels would be wrong; check the base's chat template")
         spans.append((len(prompt), whole.index(end_id, len(prompt)) + 1))
     return whole, spans
 
@@ -64,7 +63,7 @@ class VisionCollator:
     def __call__(self, rows: list[dict]):
         import torch
         if len(same_sort(self.family, [r["images"] for r in rows])) > 1:
-            raise MedchatError(f"a batch of {self.family.name} cannot hold conversations with and without images", ", ".join(str(r.get("id")) for r in rows), "Group them with plan_steps")
+            raise MedchatError(f"a batch of {self.family.name} cannot hold conversations with different numbers of images", ", ".join(str(r.get("id")) for r in rows), "Group them with plan_steps")
         batch = encode(self.processor, [r["messages"] for r in rows], [r["images"] for r in rows], add_generation_prompt=False, padding_side="right")
         batch["labels"] = torch.full_like(batch["input_ids"], -100)
         for k, row in enumerate(rows):
@@ -134,12 +133,12 @@ def join_turns(
     turns_per_image: int = 1,
     seed: int = 3407,
 ):
-    "The dataset with up to `turns_per_image` records in a conversation, joined when they are read; its hidden column `sees` tells which have images."
+    "The dataset with up to `turns_per_image` records in a conversation, joined when they are read; its hidden column `sees` tells how many images each has."
     from datasets import Dataset
     import pyarrow.compute as pc
     dataset = dataset.select_columns(["id", "messages", "images"])
     plan = plan_turns((row["images"] for row in dataset.select_columns("images")), turns_per_image, seed) if turns_per_image > 1 else [[i] for i in range(len(dataset))]
-    sees = [n > 0 for n in pc.list_value_length(dataset.select_columns("images").with_format("arrow")[:]["images"]).to_pylist()]
+    sees = [n or 0 for n in pc.list_value_length(dataset.select_columns("images").with_format("arrow")[:]["images"]).to_pylist()]
     def read(batch):
         joined = [join_rows([dataset[i] for i in numbers]) for numbers in batch["numbers"]]
         return {name: [j[name] for j in joined] for name in ("id", "messages", "images")}

@@ -18,7 +18,7 @@ class Family:
     name: str           # what we call it
     model_type: str     # what its config.json calls it
     default_base: str   # the base to start from on a GPU
-    tiny_base: str | None # its tiny base (notebook 09); at present only that of Qwen2-VL ships
+    tiny_base: str | None # its tiny base (notebook 09); that of LLaVA-1.6 does not ship yet
     template: str       # a chat template (jinja), for bases whose own one does not fit
     masked_tokens: tuple[str, ...] # special tokens that are never learnt
     end_of_turn: str    # the token that closes a reply
@@ -28,12 +28,13 @@ class Family:
     attention: dict[str, tuple[str, ...]] # attention layers of each tower, by the end of their names
     mlp: dict[str, tuple[str, ...]]       # MLP layers of each tower
     full_precision: tuple[str, ...] # parts that are never stored at 4 bits, as module-name prefixes
-    mixes: bool         # may a batch hold conversations with and without images?
+    mixes: bool         # may a batch hold conversations with different numbers of images?
     max_pixels: int | None # images are scaled down to this area; None: the processor bounds them itself
     image_tokens: int   # most places that an image takes among the words
     image_states: int   # most vectors of an image that are read beside the words, by cross-attention
     served_by: tuple[str, ...] # programs that serve the tuned model
     configs: dict[str, dict] # configurations of published bases, as far as they differ from transformers' defaults
+    licences: dict[str, str] # licences of published bases, as the Hub calls them, by a pattern of their names
 
 # %% ../nbs/08_families.ipynb #0009-exportqw
 _qwen_template = """{%- if messages and messages[0].role != "system" %}<|im_start|>system
@@ -71,7 +72,7 @@ qwen2_vl = Family(
     attention=dict(language=("q_proj", "k_proj", "v_proj", "o_proj"), vision=("qkv", "proj")),
     mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("fc1", "fc2")),
     full_precision=("lm_head", "model.visual"), mixes=True, max_pixels=512*28*28, image_tokens=512, image_states=0,
-    served_by=("transformers", "vllm", "llama.cpp"))
+    licences={"qwen2-vl-(2b|7b)": "apache-2.0"}, served_by=("transformers", "vllm", "llama.cpp"))
 
 # %% ../nbs/08_families.ipynb #0014-exportfo
 _fold = """{% set ns = namespace(system="") %}
@@ -99,7 +100,7 @@ llama = Family(
     attention=dict(language=("q_proj", "k_proj", "v_proj", "o_proj"), vision=("q_proj", "k_proj", "v_proj", "o_proj")),
     mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("fc1", "fc2")),
     full_precision=("lm_head", "model.vision_model", "model.multi_modal_projector"), mixes=False, max_pixels=None, image_tokens=1, image_states=4*1601,
-    served_by=("transformers",))
+    licences={"llama-3.2-(11b|90b)-vision": "llama3.2"}, served_by=("transformers",))
 
 # %% ../nbs/08_families.ipynb #0017-exportll
 _llava_template = "{{ bos_token }}" + _fold + """
@@ -119,7 +120,7 @@ llava = Family(
     attention=dict(language=("q_proj", "k_proj", "v_proj", "o_proj"), vision=("q_proj", "k_proj", "v_proj", "out_proj")),
     mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("fc1", "fc2")),
     full_precision=("lm_head", "model.vision_tower", "model.multi_modal_projector"), mixes=True, max_pixels=None, image_tokens=576 + 48*49, image_states=0,
-    served_by=("transformers", "vllm"))
+    licences={"llava-v1.6-mistral-7b": "apache-2.0"}, served_by=("transformers", "vllm"))
 
 # %% ../nbs/08_families.ipynb #0020-exportqw
 qwen2_5_vl = Family(
@@ -130,7 +131,8 @@ qwen2_5_vl = Family(
     masked_tokens=qwen2_vl.masked_tokens, end_of_turn=qwen2_vl.end_of_turn,
     language=qwen2_vl.language, vision=qwen2_vl.vision, projector=qwen2_vl.projector, attention=qwen2_vl.attention,
     mlp=dict(language=("gate_proj", "up_proj", "down_proj"), vision=("gate_proj", "up_proj", "down_proj")),
-    full_precision=qwen2_vl.full_precision, mixes=True, max_pixels=qwen2_vl.max_pixels, image_tokens=512, image_states=0, served_by=qwen2_vl.served_by)
+    full_precision=qwen2_vl.full_precision, mixes=True, max_pixels=qwen2_vl.max_pixels, image_tokens=512, image_states=0,
+    licences={"qwen2.5-vl-7b": "apache-2.0"}, served_by=qwen2_vl.served_by)
 
 FAMILIES = {f.name: f for f in (qwen2_vl, llama, llava, qwen2_5_vl)}
 

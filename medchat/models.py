@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib, json, logging, os, re, sys, warnings
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from .core import MedchatError, sample_data, set_seed
@@ -127,18 +128,18 @@ def _keep_trainable(model):
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
-            if next(module.parameters()).device.type == "cpu":
-                import torch
+            import torch
+            if not torch.cuda.is_available():
                 module.compute_dtype, module.compute_type_is_set = torch.float32, True
     return model
 
 # %% ../nbs/10_models.ipynb #0023-exportde
-def _load_transformers(folder, family, load_in_4bit, device):
+def _load_transformers(folder, family, load_in_4bit, device, sharded=False):
     "A base by transformers and bitsandbytes; weights that do not fit the model are an error."
     import torch
     tf = import_transformers()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    options = dict(dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, device_map={"": device} if device != "cpu" else None)
+    options = dict(dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, device_map=None if sharded or device == "cpu" else {"": device})
     stored = json.loads((Path(folder)/"config.json").read_text()).get("quantization_config")
     if load_in_4bit and not stored:
         options["quantization_config"] = tf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -207,11 +208,12 @@ def load_model(
     name_or_path: str,          # tiny-*, a folder, or a Hub repository
     load_in_4bit: bool = True,  # NF4; off keeps the stored precision
     for_training: bool = False, # leave it in training mode
+    sharded: bool = False,      # leave it in main memory, for several processes to take their parts
 ):
     "A base and its processor: by Unsloth on a CUDA GPU, by transformers elsewhere."
     from safetensors import SafetensorError
     folder, backend = resolve_base(name_or_path), choose_backend()
-    load = _load_unsloth if backend.name == "unsloth" else _load_transformers
+    load = partial(_load_transformers, sharded=True) if sharded else _load_unsloth if backend.name == "unsloth" else _load_transformers
     try:
         family = family_of(json.loads((Path(folder)/"config.json").read_text()))
         model, processor = load(folder, family, load_in_4bit, backend.device)
@@ -262,11 +264,10 @@ def encode(
 def same_sort(
     family: Family,
     images: list[list], # the images of each conversation
-    counted: bool = False, # apart by the number of their images too
 ) -> list[list[int]]:   # the numbers of those that may share a batch
-    "Conversations with and without images, apart where the family's processor refuses a mixture."
+    "Conversations apart by the number of their images, where the family does not mix: its processor refuses some without, and Llama's first words look at what fills up a row of fewer."
     sorts = {}
-    for i, row in enumerate(images): sorts.setdefault(0 if family.mixes else len(row) if counted else bool(row), []).append(i)
+    for i, row in enumerate(images): sorts.setdefault(0 if family.mixes else len(row), []).append(i)
     return [sorts[n] for n in sorted(sorts, reverse=True)]
 
 def _generate(model, processor, messages, images, max_new_tokens):
@@ -274,7 +275,7 @@ def _generate(model, processor, messages, images, max_new_tokens):
     import torch
     batch = encode(processor, messages, images, add_generation_prompt=True, padding_side="left").to(model.device)
     config = greedy(processor, max_new_tokens, model.generation_config.eos_token_id)
-    with torch.inference_mode(): out = model.generate(**batch, generation_config=config)
+    with torch.no_grad(): out = model.generate(**batch, generation_config=config) # not inference_mode: a base that several processes share could not be trained after it
     return [t.strip() for t in processor.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
 
 # %% ../nbs/10_models.ipynb #0043-exportde
@@ -291,7 +292,7 @@ def generate_replies(
     was, replies = model.training, [None]*len(messages)
     set_training(model, False)
     try:
-        for rows in same_sort(family_of(model.config), images, counted=True): # Llama's first words look at what fills up a row of fewer images
+        for rows in same_sort(family_of(model.config), images):
             for i, reply in zip(rows, _generate(model, processor, [messages[i] for i in rows], [images[i] for i in rows], max_new_tokens)): replies[i] = reply
     finally: set_training(model, was)
     return replies

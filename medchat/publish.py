@@ -8,6 +8,7 @@ import hashlib, json, os, re, shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from .core import DISCLAIMER, MedchatError, need, replacing
+from .families import FAMILIES
 from .report import leak_line
 from .models import read_run
 
@@ -77,16 +78,15 @@ def read_report(
     except OSError: return {}
     return json.loads(content) if hashlib.sha256(content).hexdigest() == config.get("data_sha256") else {}
 
-# %% ../nbs/19_publish.ipynb #0020-exportba
-_base_licences = ((r"qwen2-vl-(2b|7b)|^tiny-", "apache-2.0"),)
-
+# %% ../nbs/19_publish.ipynb #0020-exportde
 def card_metadata(
     config: dict, # of the run, as `read_run` gives it
     report: dict, # of the data, as `read_report` gives it
 ) -> dict:
     "What the Hub wants to know about a model."
     base = without_paths(config["base"])
-    licence = next((l for pattern, l in _base_licences if re.search(pattern, base, re.I)), "other")
+    known = {r"^tiny-": "apache-2.0"} | {pattern: licence for family in FAMILIES.values() for pattern, licence in family.licences.items()}
+    licence = next((l for pattern, l in known.items() if re.search(pattern, base, re.I)), "other")
     sources = [s for s in report.get("source") or {} if re.fullmatch(r"[\w.-]+/[\w.-]+", str(s))] # only names on the Hub
     return dict(base_model=base, library_name="peft", pipeline_tag="image-text-to-text", license=licence, language=sorted(report.get("language") or ["en"]),
                 tags=["medical", "vision-language", "visual-question-answering", "lora", "medchat", "not-for-clinical-use"]) | ({"datasets": sources} if sources else {})

@@ -240,7 +240,7 @@ def make_tiny_base(
     pictures: int = 20_000, # to learn from
     lessons: tuple = LESSONS, # (name, options) pairs, in order
 ) -> dict: # the recipe, with the loss of every lesson
-    "Make a tiny base from nothing: about an hour on two cores."
+    "Make a tiny base from nothing: one to three hours."
     import time
     from transformers import AutoModelForImageTextToText
     if base not in BLUEPRINTS: raise MedchatError("no blueprint for this base", base, f"There are: {', '.join(BLUEPRINTS)}")

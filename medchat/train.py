@@ -22,8 +22,8 @@ from .stages import ImageProbe, check_start, contrast_loss, start_projector, to_
 
 # %% auto #0
 __all__ = ['answer_loss', 'Quiz', 'pick_records', 'trainer_arguments', 'make_loader', 'set_projector_rate', 'make_trainer',
-           'settle_stage', 'check_settings', 'make_config', 'pick_kinds', 'read_lessons', 'save_adapter', 'peak_memory',
-           'finish_run', 'memory_error', 'disk_error', 'train']
+           'settle_stage', 'check_settings', 'make_config', 'pick_kinds', 'read_lessons', 'whole_weights',
+           'save_adapter', 'peak_memory', 'finish_run', 'memory_error', 'disk_error', 'train']
 
 # %% ../nbs/12_train.ipynb #0007-exportde
 def answer_loss(
@@ -55,6 +55,7 @@ class Quiz:
     def ask(self,
         model, processor,
         step: int,
+        write: bool = True, # one of several processes does
     ) -> float: # share answered right
         "Ask them all, and write the replies down."
         questions, references = ([row["messages"][i]["content"][-1]["text"] for row in self.rows] for i in (-2, -1))
@@ -62,6 +63,7 @@ class Quiz:
         for k in range(0, len(self.rows), 16):
             part = self.rows[k:k + 16]
             replies += generate_replies(model, processor, [prompt_messages(r["messages"]) for r in part], [r["images"] for r in part], max_new_tokens=16)
+        if not write: return closed_accuracy(replies, references, questions)
         with open(self.run/"answers.jsonl", "a", encoding="utf-8") as f:
             for row, *said in zip(self.rows, questions, replies, references): f.write(json.dumps(dict(zip(("step", "id", "question", "reply", "reference"), (step, row["id"], *said)))) + "\n")
         return closed_accuracy(replies, references, questions)
@@ -77,8 +79,9 @@ def pick_records(
     return split.select_columns(["id", "messages", "images"]).select(sorted(random.Random(seed).sample(range(len(split)), min(n, len(split)))))
 
 # %% ../nbs/12_train.ipynb #0015-exportde
-def _several(gpu): # what several processes need: a way to talk on a CPU, and patience with parts that a batch without images leaves out
+def _several(gpu, shard): # what several processes need: a way to talk on a CPU, and patience with parts that a batch without images leaves out
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: return {}
+    if shard: return dict(ddp_backend=None if gpu else "gloo", fsdp=True, fsdp_config=dict(version=2, activation_checkpointing=gpu), gradient_checkpointing=False, optim="adamw_torch", save_strategy="no", log_level_replica="error")
     return dict(ddp_backend=None if gpu else "gloo", ddp_find_unused_parameters=True, log_level_replica="error")
 
 def trainer_arguments(
@@ -95,10 +98,10 @@ def trainer_arguments(
     return dict(output_dir=str(run/"checkpoints"), max_steps=steps, per_device_train_batch_size=settings["batch_size"],
         per_device_eval_batch_size=max(8, settings["batch_size"]), gradient_accumulation_steps=same.pop("gradient_accumulation"), **same,
         data_seed=settings["seed"], lr_scheduler_type="linear", optim="adamw_8bit" if half else "adamw_torch",
-        bf16=brain, fp16=half and not brain, use_cpu=not half, gradient_checkpointing=half, **_several(half),
+        bf16=brain, fp16=half and not brain, use_cpu=not half, gradient_checkpointing=half,
         logging_steps=1, logging_nan_inf_filter=False, save_steps=settings["save_steps"], save_total_limit=2,
         report_to=settings["report_to"], run_name=run.name, disable_tqdm=True, remove_unused_columns=False, max_length=None, dataset_text_field="",
-        dataset_kwargs={"skip_prepare_dataset": True})
+        dataset_kwargs={"skip_prepare_dataset": True}) | _several(half, settings["shard"])
 
 # %% ../nbs/12_train.ipynb #0016-exportde
 def make_loader(
@@ -138,6 +141,18 @@ def _own_loss(trainer, model, inputs, num_items):
     return total / max(n, 1) if num_items is None else total * trainer.accelerator.num_processes / num_items # the processes' gradients are averaged
 
 # %% ../nbs/12_train.ipynb #0019-exportde
+def _ask_quiz(trainer):
+    "One process asks; all of them, where they hold the base together."
+    first = trainer.is_world_process_zero()
+    if trainer.quiz.rows and (first or trainer.is_fsdp_enabled): trainer._metrics["eval"]["closed_accuracy"] = [trainer.quiz.ask(trainer.model, trainer.processing_class, trainer.state.global_step, first)]
+
+def _keep_best(trainer, loss):
+    "Save the adapter after the best look so far."
+    weights = whole_weights(trainer.model) if loss < trainer.best else None
+    if weights and trainer.is_world_process_zero(): save_adapter(trainer.model, weights, trainer.processing_class, trainer.base, trainer.run/"best")
+    trainer.best = min(trainer.best, loss)
+
+# %% ../nbs/12_train.ipynb #0020-exportde
 def _trainer_class():
     from trl import SFTTrainer
     class Trainer(SFTTrainer):
@@ -158,10 +173,9 @@ def _trainer_class():
             self._metrics["train"]["contrast"].append(extra.item())
             return loss + self.contrast * extra / self.current_gradient_accumulation_steps
         def evaluate(self, *a, **k):
-            if self.quiz.rows and self.is_world_process_zero(): self._metrics["eval"]["closed_accuracy"] = [self.quiz.ask(self.model, self.processing_class, self.state.global_step)]
+            _ask_quiz(self)
             metrics = super().evaluate(*a, **k)
-            if metrics["eval_loss"] < self.best and self.is_world_process_zero(): save_adapter(self.accelerator.unwrap_model(self.model), self.processing_class, self.base, self.run/"best")
-            self.best = min(self.best, metrics["eval_loss"])
+            _keep_best(self, metrics["eval_loss"])
             return metrics
         def _loss(self, model, inputs, return_outputs, num_items_in_batch):
             if self.args.device.type != "cpu": return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -169,7 +183,7 @@ def _trainer_class():
             return (loss, None) if return_outputs else loss
     return Trainer
 
-# %% ../nbs/12_train.ipynb #0020-exportde
+# %% ../nbs/12_train.ipynb #0021-exportde
 def make_trainer(
     model,
     processor,
@@ -197,7 +211,7 @@ def make_trainer(
         if n in exact: p.data = exact[n]
     return trainer
 
-# %% ../nbs/12_train.ipynb #0022-exportde
+# %% ../nbs/12_train.ipynb #0023-exportde
 def settle_stage(
     settings: dict, # the arguments of `train`
 ) -> dict:          # with everything that depends on the stage filled in
@@ -213,7 +227,7 @@ def settle_stage(
     if s["projector_learning_rate"] is None: s["projector_learning_rate"] = s["learning_rate"] * (1 if align else .1)
     return s
 
-# %% ../nbs/12_train.ipynb #0023-exportde
+# %% ../nbs/12_train.ipynb #0024-exportde
 def check_settings(
     settings: dict, # the arguments of `train`
 ):
@@ -225,7 +239,7 @@ def check_settings(
     for name, limit in (("lora_dropout", 1), ("seed", 2**32), ("r", 2**14)):
         if not settings[name] < limit: raise MedchatError(f"{name} must be below {limit}", settings[name])
 
-# %% ../nbs/12_train.ipynb #0025-exportde
+# %% ../nbs/12_train.ipynb #0026-exportde
 def make_config(
     settings: dict, # the arguments of `train`
     dataset,        # its splits
@@ -238,7 +252,7 @@ def make_config(
     return {"medchat": __version__, **settings, "data_sha256": data_hash(settings["data"]), "base_sha256": base_hash(folder), "family": family.name,
         "steps_per_epoch": (once := _steps_per_epoch(family, lessons, settings)), "steps": settings["max_steps"] or once * settings["epochs"], "records": {name: len(split) for name, split in dataset.items()}, "backend": choose_backend().name, "versions": versions()}
 
-# %% ../nbs/12_train.ipynb #0027-exportde
+# %% ../nbs/12_train.ipynb #0028-exportde
 def pick_kinds(
     dataset,    # its splits, with a column kind
     kinds: str, # such as "vqa,caption"; empty: all
@@ -249,7 +263,7 @@ def pick_kinds(
     if wanted - found: raise MedchatError("no records of this kind", ", ".join(sorted(wanted - found)), f"The dataset has: {', '.join(sorted(found))}")
     return type(dataset)({name: split.select([i for i, k in enumerate(split["kind"]) if k in wanted]) for name, split in dataset.items()}) if wanted else dataset
 
-# %% ../nbs/12_train.ipynb #0030-exportde
+# %% ../nbs/12_train.ipynb #0031-exportde
 def read_lessons(
     settings: dict, # the arguments of `train`
 ):                  # (splits of the dataset, what is learnt from)
@@ -263,15 +277,23 @@ def read_lessons(
 
 def _sorts(family, lessons): # numbers of the rows that may share a batch
     sees = lessons.with_format(None)["sees"][:]
-    return same_sort(family, [[1]*s for s in sees])
+    return same_sort(family, [[1]*n for n in sees])
 
 def _steps_per_epoch(family, lessons, s):
     least = s["gradient_accumulation"] * s["processes"]
     return len(plan_steps([0]*len(lessons), _sorts(family, lessons), s["batch_size"] * least, least))
 
-# %% ../nbs/12_train.ipynb #0031-exportde
+# %% ../nbs/12_train.ipynb #0032-exportde
+def whole_weights(
+    model, # from `add_lora`
+) -> dict: # name -> tensor
+    "What is trained. Of a model that is shared out, put together again: all processes must ask."
+    if hasattr(model, "reshard"): model.reshard() # what a forward pass had put together
+    return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach() for n, p in model.named_parameters() if p.requires_grad}
+
 def save_adapter(
     model,     # from `add_lora`
+    weights: dict, # from `whole_weights`
     processor,
     base: str, # as the reader named it
     out: Path,
@@ -282,12 +304,12 @@ def save_adapter(
     with replacing(out) as tmp:
         try:
             config.base_model_name_or_path = base # not the folder it was found in
-            model.save_pretrained(str(tmp), save_embedding_layers=False)
+            model.save_pretrained(str(tmp), state_dict=weights, save_embedding_layers=False)
         finally: config.base_model_name_or_path = found # or PEFT would ask the Hub for it at the next checkpoint
         processor.save_pretrained(str(tmp))
         (tmp/"README.md").unlink(missing_ok=True) # PEFT's empty card; ours is made when a run is published
 
-# %% ../nbs/12_train.ipynb #0032-exportde
+# %% ../nbs/12_train.ipynb #0033-exportde
 def peak_memory() -> float: # GB
     "The most memory that this process has taken so far; on a GPU, of the GPU."
     import torch
@@ -298,6 +320,7 @@ def peak_memory() -> float: # GB
 def finish_run(
     run: Path,
     model,     # after its last step
+    weights: dict, # from `whole_weights`
     processor,
     base: str, # as the reader named it
     best: bool, # keep the adapter of the best look instead of the last one
@@ -305,7 +328,7 @@ def finish_run(
     "Write the adapter, and say how it went."
     if best and (run/"best").is_dir():
         with replacing(run/"adapter") as tmp: shutil.copytree(run/"best", tmp)
-    else: save_adapter(model, processor, base, run/"adapter")
+    else: save_adapter(model, weights, processor, base, run/"adapter")
     log, parts = read_log(run), trained_parts(model)
     with replacing(run/"result.json") as tmp: tmp.write_text(json.dumps(dict(trained=parts["LoRA"] + parts["projector"], **parts, seconds=log[-1]["seconds"], peak_gb=round(peak_memory(), 3))) + "\n")
     losses, looks = ([r for r in log if name in r] for name in ("loss", "eval_loss"))
@@ -313,7 +336,7 @@ def finish_run(
     print(f"{run}: {len(losses)} steps, loss {losses[0]['loss']:.3f} -> {losses[-1]['loss']:.3f}{kept}. Next: medchat plot {shlex.quote(str(run))}")
     return run
 
-# %% ../nbs/12_train.ipynb #0034-exportcl
+# %% ../nbs/12_train.ipynb #0035-exportcl
 class memory_error:
     "While it is open, running out of memory becomes a one-line error with a way out."
     def __init__(self, settings): self.settings = settings
@@ -335,11 +358,11 @@ class disk_error:
         if not isinstance(error, Exception) or not (isinstance(error, OSError) and error.errno in full or re.search(words, str(error))): return
         raise MedchatError("cannot write the run", self.run, f"{str(error).splitlines()[0][:120]}. If the disk is full, make room; then go on with --resume") from error
 
-# %% ../nbs/12_train.ipynb #0036-exportde
+# %% ../nbs/12_train.ipynb #0037-exportde
 def _model_for(settings):
     "The base with what is to be trained, and the collator."
     s = settings
-    model, processor = load_model(s["base"], s["load_in_4bit"], for_training=True)
+    model, processor = load_model(s["base"], s["load_in_4bit"], for_training=True, sharded=s["shard"])
     if s["start_from"]: start_projector(model, s["start_from"])
     model = add_lora(model, *(s[k] for k in ("r", "lora_alpha", "lora_dropout", "language_layers", "vision_layers", "attention", "mlp", "projector", "seed")))
     return model, VisionCollator(processor, family_of(model.config), model.config.get_text_config().max_position_embeddings)
@@ -353,7 +376,7 @@ def _receipt(settings, config, model, collate, lessons, lengths):
     return make_receipt(collate, lessons, lengths, {"stage": s["stage"], **{f"{k} records": n for k, n in config["records"].items()}, "conversations": len(lessons), "steps": config["steps"],
         "trainable parameters": f"{parts['LoRA']:,} in LoRA, {parts['projector']:,} in the projector: {(parts['LoRA'] + parts['projector'])/parts['all']:.2%} of {parts['all']:,}", "memory": memory}, s["seed"])
 
-# %% ../nbs/12_train.ipynb #0037-exportde
+# %% ../nbs/12_train.ipynb #0038-exportde
 def _plans(s, steps, collate, lessons, lengths, checking):
     "The passes of the whole run in this process, and those of a look."
     family, rank, world, passes = collate.family, int(os.environ.get("RANK", 0)), s["processes"], s["gradient_accumulation"]
@@ -362,7 +385,7 @@ def _plans(s, steps, collate, lessons, lengths, checking):
     looks = [rows[k:k + size] for rows in same_sort(family, checking["images"] if checking else []) for k in range(0, len(rows), size)]
     return [rows for step in plan for rows in cut_step(step, passes, rank, world)], looks
 
-# %% ../nbs/12_train.ipynb #0038-exportde
+# %% ../nbs/12_train.ipynb #0039-exportde
 def _fit(run, s, config, checkpoint, before, model, collate, lessons, lengths, dataset, callbacks):
     "Train until done or stopped."
     steps, processor, held = config["steps"], collate.processor, dataset.get("validation")
@@ -381,14 +404,17 @@ def _fit(run, s, config, checkpoint, before, model, collate, lessons, lengths, d
         with catching_interrupt(logger.interrupt), memory_error(s): logger.ended or trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally: logger.close()
     if trainer.state.global_step < steps and not logger.ended: raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {steps}")
-    if trainer.is_world_process_zero(): finish_run(run, trainer.accelerator.unwrap_model(trainer.model), processor, s["base"], bool(s["patience"]))
+    weights = whole_weights(trainer.model)
+    if trainer.is_world_process_zero(): finish_run(run, trainer.model, weights, processor, s["base"], bool(s["patience"]))
 
 def _workers(): # processes that read and preprocess ahead
     return 2 if choose_backend().device == "cuda" and sys.platform == "linux" else 0
 
-# %% ../nbs/12_train.ipynb #0039-exportde
+# %% ../nbs/12_train.ipynb #0040-exportde
 def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None):
     "What each process of a run does."
+    import torch
+    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dataset, lessons = lessons or read_lessons(settings)
     model, collate = _model_for(settings)
     lengths = count_tokens(collate.processor, lessons, collate.max_length)
@@ -398,7 +424,7 @@ def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None)
         with replacing(run/"receipt.md") as tmp: tmp.write_text(receipt, encoding="utf-8")
     with disk_error(run): _fit(run, settings, config, checkpoint, before, model, collate, lessons, lengths, dataset, list(callbacks))
 
-# %% ../nbs/12_train.ipynb #0040-exportde
+# %% ../nbs/12_train.ipynb #0041-exportde
 def _child(*args):
     "The work of one of several processes; says so when it was stopped."
     try: _work(*args)
@@ -423,12 +449,23 @@ def _launch(run, settings, config, checkpoint, before):
         raise MedchatError("a process of the run failed", said["message"].removeprefix("MedchatError: ") if isinstance(said, dict) else said, f"Then go on with --resume --run {run}") from e
     if stopped: raise KeyboardInterrupt(stopped[0])
 
-# %% ../nbs/12_train.ipynb #0041-exportde
+# %% ../nbs/12_train.ipynb #0042-exportde
+def _check_processes(s):
+    "Are there GPUs for all of them?"
+    import torch
+    backend, gpus = choose_backend(), torch.cuda.device_count()
+    if backend.device == "cuda" and gpus < s["processes"]: raise MedchatError("each process needs a GPU of its own", f"{s['processes']} processes, {gpus} GPUs", f"Take --processes {gpus}")
+    if s["shard"] and (gpus < 2 or s["processes"] < 2): raise MedchatError("a base is shared out over several GPUs", f"{s['processes']} processes, {gpus} GPUs", "Leave --shard out, or give --processes as well")
+    if s["shard"] and backend.name == "unsloth": raise MedchatError("Unsloth cannot share a base out", "--shard", "Use an environment without unsloth")
+
+# %% ../nbs/12_train.ipynb #0043-exportde
 def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
     "The work of `train`: look at everything first, then make the run folder, then train."
     check_settings(settings)
     s = settle_stage(settings)
     if s["report_to"] != "none": need(s["report_to"], f"report_to {s['report_to']}", f"pip install {s['report_to']}")
+    _check_processes(s)
+    if s["shard"] and resume: raise MedchatError("a run with a shared base cannot be resumed", run, "torch cannot put parts of 4-bit weights back; start again in another --run")
     if s["processes"] > 1 and callbacks: raise MedchatError("callbacks cannot be sent to other processes", len(callbacks), "Leave them out, or train with processes=1")
     dataset, lessons = read_lessons(s)
     config = make_config(s, dataset, lessons)
@@ -441,7 +478,7 @@ def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
         else: _work(run, s, config, checkpoint, before, callbacks, (dataset, lessons))
     return run
 
-# %% ../nbs/12_train.ipynb #0042-exportde
+# %% ../nbs/12_train.ipynb #0044-exportde
 def train(
     data: str,                     # dataset folder made by `medchat convert`
     *,
@@ -478,6 +515,7 @@ def train(
     seed: int = 3407,              # of the order of the data and of the first LoRA values
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none", # also log there
     processes: int = 1,            # on this machine, each with its part of every batch
+    shard: bool = False,           # several GPUs hold one base together (FSDP), for a base that does not fit one of them
     resume: bool = False,          # continue a run that was stopped
     callbacks: tuple = (),         # more trainer callbacks, from Python only
 ) -> Path: # the run folder

@@ -116,7 +116,8 @@ def test_card_front_matter_is_yaml_that_the_hub_takes(run):
     meta = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card_text(run), re.S)[1])
     assert meta == dict(base_model="tiny-qwen2-vl", library_name="peft", pipeline_tag="image-text-to-text", license="apache-2.0", language=["en"], tags=meta["tags"])
 
-@pytest.mark.parametrize("base,licence", [("unsloth/Qwen2-VL-2B-Instruct-bnb-4bit", "apache-2.0"), ("Qwen/Qwen2-VL-72B-Instruct", "other"), ("someone/else", "other")])
+@pytest.mark.parametrize("base,licence", [("unsloth/Qwen2-VL-2B-Instruct-bnb-4bit", "apache-2.0"), ("Qwen/Qwen2-VL-72B-Instruct", "other"), ("someone/else", "other"), ("tiny-llava-1.6", "apache-2.0"),
+    ("unsloth/Llama-3.2-11B-Vision-Instruct-bnb-4bit", "llama3.2"), ("unsloth/llava-v1.6-mistral-7b-hf-bnb-4bit", "apache-2.0"), ("Qwen/Qwen2.5-VL-3B-Instruct", "other")])
 def test_card_licence_of_the_base(tmp_path, base, licence):
     assert f'license: "{licence}"' in card_text(make_hollow_run(tmp_path/"r", base=base))
 

@@ -173,7 +173,7 @@ def test_shipped_bases_are_small(): assert 0 < sum(f.stat().st_size for base in 
 def test_shipped_base_was_made_by_the_recipe(base):
     recipe, (model, processor), fresh = json.loads((sample_data()/base/"recipe.json").read_text()), load(base), processor_of(base)
     assert [(l["name"], l["options"]) for l in recipe["lessons"]] == [(n, o) for n, o in LESSONS]
-    assert sum(l["minutes"] for l in recipe["lessons"]) < 120
+    assert 30 < sum(l["minutes"] for l in recipe["lessons"]) < 240 # the second with other work beside it
     assert processor.chat_template == fresh.chat_template == BLUEPRINTS[base].family.template and processor.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
     made = BLUEPRINTS[base].make_model(fresh)
     assert {n: w.shape for n, w in model.named_parameters()} == {n: w.shape for n, w in made.named_parameters()} and model.config.model_type == made.config.model_type

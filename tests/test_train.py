@@ -159,7 +159,7 @@ def test_ctrl_c_in_a_terminal(finished, data, tmp_path):
     argv = ["train", "--data", data, "--base", BASE, "--run", str(run), "--max-steps", "500", "--batch-size", "4", "--gradient-accumulation", "1", "--eval-records", "0"]
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from medchat.cli import main; sys.exit(main())" # a test runner in the background may hand down an ignored SIGINT
     process = subprocess.Popen([sys.executable, "-c", code, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(module.__file__).parent.parent)
-    end = time.time() + 120
+    end = time.time() + 400
     while time.time() < end and process.poll() is None and not (run/"log.jsonl").exists() or (run/"log.jsonl").exists() and not read_log(run): time.sleep(.2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

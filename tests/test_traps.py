@@ -54,7 +54,9 @@ def row(question="Is it?", answer="yes", n=1, more=(), id="x"):
 def collate(tiny, name, *rows): return VisionCollator(*tiny[name][1:])(list(rows))
 def forward(model, batch, **change):
     with torch.inference_mode(): return model(**{k: v for k, v in {**batch, **change}.items() if k != "ids"})
-ROWS = [row(), row("Where does it lie, and how large is it?", "in the left upper area; it is large"), row("Is it?", "yes", 2, [("Where?", "left"), ("Sure?", "no")])]
+ROWS = [row(), row("Where does it lie, and how large is it?", "in the left upper area; it is large"), row("Is it?", "yes", 2, [("Where?", "left"), ("Sure?", "no")]), row("Compare them, please.", "alike", 2)]
+def lots(name): # what may share a batch
+    return [[ROWS[i] for i in part] for part in models.same_sort(FAMILIES[name], [r["images"] for r in ROWS])]
 
 # ---- 4 bits on a CPU
 
@@ -98,19 +100,22 @@ def test_pictures_stay_undecoded_until_their_batch(tiny, tmp_path, monkeypatch):
 def test_image_tokens_and_prompts_are_never_labels(tiny, name):
     "TRL's vision collator leaves image tokens in the loss, and prompts unless told otherwise."
     _, processor, family = tiny[name]
-    batch, at = collate(tiny, name, *ROWS), processor.tokenizer.convert_tokens_to_ids
-    labels = batch["labels"]
-    for token in (*family.masked_tokens, processor.tokenizer.pad_token): assert not (labels == at(token)).any(), token
-    assert (batch["input_ids"] == processor.image_token_id).any() and (labels[labels != -100] == batch["input_ids"][labels != -100]).all()
-    for k, r in enumerate(ROWS): # what is learnt are the answers with their ends, letter by letter
-        learnt = processor.tokenizer.decode(labels[k][labels[k] != -100].tolist())
-        eq(learnt.replace(" ", ""), "".join(m["content"][0]["text"] + family.end_of_turn for m in r["messages"] if m["role"] == "assistant").replace(" ", ""))
+    at = processor.tokenizer.convert_tokens_to_ids
+    for rows in lots(name):
+        batch = collate(tiny, name, *rows)
+        labels = batch["labels"]
+        for token in (*family.masked_tokens, processor.tokenizer.pad_token): assert not (labels == at(token)).any(), token
+        assert (batch["input_ids"] == processor.image_token_id).any() and (labels[labels != -100] == batch["input_ids"][labels != -100]).all()
+        for k, r in enumerate(rows): # what is learnt are the answers with their ends, letter by letter
+            learnt = processor.tokenizer.decode(labels[k][labels[k] != -100].tolist())
+            eq(learnt.replace(" ", ""), "".join(m["content"][0]["text"] + family.end_of_turn for m in r["messages"] if m["role"] == "assistant").replace(" ", ""))
 
 @every
 def test_learnt_and_masked_tokens_in_every_row(tiny, name):
     "Each sample has both."
-    learnt = collate(tiny, name, *ROWS)["labels"] != -100
-    assert learnt.any(1).all() and (~learnt).any(1).all()
+    for rows in lots(name):
+        learnt = collate(tiny, name, *rows)["labels"] != -100
+        assert learnt.any(1).all() and (~learnt).any(1).all()
 
 @every
 def test_the_end_is_learnt_and_the_padding_is_not(tiny, name):
@@ -118,9 +123,10 @@ def test_the_end_is_learnt_and_the_padding_is_not(tiny, name):
     model, processor, family = tiny[name]
     pad, end = processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids(family.end_of_turn)
     assert pad not in (None, end) and end in model.generation_config.eos_token_id and pad not in model.generation_config.eos_token_id
-    batch = collate(tiny, name, *ROWS)
-    for k, r in enumerate(ROWS): eq(int((batch["labels"][k] == end).sum()), len(r["messages"])//2)
-    assert (batch["input_ids"] == pad).any() and (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+    for rows in lots(name):
+        batch = collate(tiny, name, *rows)
+        for k, r in enumerate(rows): eq(int((batch["labels"][k] == end).sum()), len(r["messages"])//2)
+        assert (batch["input_ids"] == pad).any() and (batch["labels"][batch["attention_mask"] == 0] == -100).all()
 
 @every
 def test_the_first_token_is_written_once(tiny, name):
@@ -133,7 +139,8 @@ def test_the_first_token_is_written_once(tiny, name):
     t._tokenizer.post_processor = TemplateProcessing(single=f"{t.bos_token} $A", special_tokens=[(t.bos_token, t.bos_token_id)]) # as the tokenizers of the real bases
     try:
         eq(t("a")["input_ids"][0], t.bos_token_id)
-        for batch in (collate(tiny, name, *ROWS), encode(processor, [r["messages"][:1] for r in ROWS], [r["images"] for r in ROWS])):
+        made = [b for rows in lots(name) for b in (collate(tiny, name, *rows), encode(processor, [r["messages"][:1] for r in rows], [r["images"] for r in rows]))]
+        for batch in made:
             for ids, real in zip(batch["input_ids"], batch["attention_mask"].bool()): eq((ids[real].tolist().count(t.bos_token_id), ids[real][0].item()), (1, t.bos_token_id))
     finally: t._tokenizer.post_processor = was
 
@@ -178,7 +185,7 @@ def test_an_image_is_not_passed_over(tiny, name):
 def test_llamas_image_is_out_of_range_as_a_label(tiny):
     "<|image|> is one more than the last row of the output layer: unmasked it crashes the loss, or worse on a GPU. (Its number itself: test_blueprints, test_llamas_image_is_one_more_than_the_last_row.)"
     model, processor, _ = tiny[LLAMA]
-    batch = collate(tiny, LLAMA, *ROWS)
+    batch = collate(tiny, LLAMA, *lots(LLAMA)[0])
     assert forward(model, batch).loss.isfinite()
     with pytest.raises((IndexError, RuntimeError)): forward(model, batch, labels=torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100))
 
@@ -195,21 +202,22 @@ def test_the_image_stands_before_the_words(tiny, name):
 def test_the_cross_attention_mask_covers_the_whole_message(tiny):
     "Prompt/completion collators do not extend it over the answer, which then is learnt blindly."
     _, processor, _ = tiny[LLAMA]
-    batch = collate(tiny, LLAMA, *ROWS)
-    mask, ids = batch["cross_attention_mask"], batch["input_ids"]
-    eq(mask.shape[:2], ids.shape)
-    for k, r in enumerate(ROWS):
-        n, first = int(batch["attention_mask"][k].sum()), ids[k].tolist().index(processor.image_token_id)
-        last = max(i for i, t in enumerate(ids[k].tolist()) if t == processor.image_token_id)
-        assert (mask[k, last:n, :len(r["images"])].sum(-1) > 0).all() # each word from the last image on, the answers of all turns among them, sees every image
-        assert not mask[k, :first].any() and not mask[k, :, len(r["images"]):].any()
-        assert mask[k, :n][batch["labels"][k, :n] != -100].flatten(1).any(1).all()
+    for rows in lots(LLAMA):
+        batch = collate(tiny, LLAMA, *rows)
+        mask, ids = batch["cross_attention_mask"], batch["input_ids"]
+        eq(mask.shape[:2], ids.shape)
+        for k, r in enumerate(rows):
+            n, first = int(batch["attention_mask"][k].sum()), ids[k].tolist().index(processor.image_token_id)
+            last = max(i for i, t in enumerate(ids[k].tolist()) if t == processor.image_token_id)
+            assert (mask[k, last:n, :len(r["images"])].sum(-1) > 0).all() # each word from the last image on, the answers of all turns among them, sees every image
+            assert not mask[k, :first].any() and not mask[k, :, len(r["images"]):].any()
+            assert mask[k, :n][batch["labels"][k, :n] != -100].flatten(1).any(1).all()
 
 def test_llamas_processor_refuses_a_mixture_and_our_collator_says_it_in_a_line(tiny):
     "Rows with and without images in one batch."
     _, processor, family = tiny[LLAMA]
     rows = [row(id="seen"), row(n=0, id="blind")]
-    with pytest.raises(MedchatError, match="cannot hold conversations with and without images: seen, blind") as e: collate(tiny, LLAMA, *rows)
+    with pytest.raises(MedchatError, match="cannot hold conversations with different numbers of images: seen, blind") as e: collate(tiny, LLAMA, *rows)
     assert "\n" not in str(e.value) and not family.mixes
     with pytest.raises(ValueError): encode(processor, [r["messages"] for r in rows], [r["images"] for r in rows])
     assert "pixel_values" not in collate(tiny, LLAMA, rows[1]) and forward(tiny[LLAMA][0], collate(tiny, LLAMA, rows[1])).loss.isfinite()
