@@ -81,6 +81,10 @@ class Hub:
             if left > 0: self.faults[name] = left - 1
             return left > 0
 
+    def mend(self):
+        "No more faults; nor one that a request in flight is about to count."
+        with self._lock: self.faults.clear()
+
     def content(self, repo_id: str, path: str, revision: str = "main") -> bytes:
         f = self.repos[repo_id].at(revision)[2][path]
         return self.lfs[f.lfs] if f.lfs else self.blobs[f.oid]
