@@ -38,6 +38,7 @@ class QwenBlueprint:
     "Makes a Qwen2-VL of 1.7 million parameters."
     family = FAMILIES["qwen2-vl"]
     sight_rate = 1e-3 # learning rate of its first lesson, to see
+    more_lessons = () # after those of all bases
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
     def make_tokenizer(
@@ -122,6 +123,7 @@ class LlavaBlueprint:
     "Makes a LLaVA-1.6 of a million parameters."
     family = FAMILIES["llava-1.6"]
     sight_rate = 2e-3 # learning rate of its first lesson, to see
+    more_lessons = (("sight", dict(steps=2000)), ("answers", dict(steps=2500, about="all", reading=4)), ("answers", dict(steps=2000, about="all", reading=4))) # its tower learns slowly: everything once more
     special = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
     tiles = [[112, 112], [56, 112], [112, 56], [168, 56], [56, 168]] # height, width
 
@@ -191,6 +193,7 @@ class LlamaBlueprint:
     "Makes a Llama-3.2-Vision of 1.2 million parameters."
     family = FAMILIES["llama-3.2-vision"]
     sight_rate = 2e-3 # learning rate of its first lesson, to see
+    more_lessons = () # after those of all bases
     special = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>", "<|finetune_right_pad_id|>")
 
     def make_tokenizer(

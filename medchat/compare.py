@@ -8,6 +8,7 @@ import json, subprocess, sys
 from pathlib import Path
 from .core import MedchatError, ending_well, replacing
 from .evaluate import evaluate
+from .families import FAMILIES
 from .models import resolve_base
 from .plots import plot_runs, read_log
 from .train import train
@@ -56,7 +57,7 @@ def compare(
     data: str,                     # dataset folder made by `medchat convert`
     *,
     out: str,                      # folder for the runs, the table and the figure; finished runs in it are kept
-    bases: str,                    # names of bases, with commas between them
+    bases: str = ",".join(f.tiny_base for f in FAMILIES.values() if f.tiny_base), # names of bases, with commas between them
     max_steps: int = 400,          # of each run
     batch_size: int = 16,          # conversations in one forward pass
     gradient_accumulation: int = 1, # passes in one step

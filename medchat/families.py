@@ -18,7 +18,7 @@ class Family:
     name: str           # what we call it
     model_type: str     # what its config.json calls it
     default_base: str   # the base to start from on a GPU
-    tiny_base: str | None # its tiny base (notebook 09); that of LLaVA-1.6 does not ship yet
+    tiny_base: str | None # the base that ships with medchat
     template: str       # a chat template (jinja), for bases whose own one does not fit
     masked_tokens: tuple[str, ...] # special tokens that are never learnt
     end_of_turn: str    # the token that closes a reply

@@ -114,7 +114,7 @@ def doctor(
 ) -> dict[str, str]: # the table's rows
     "What this machine has, which backend it gets, and whether a base fits."
     rows, device = _machine(), choose_backend().device
-    for name in [base] if base else [n for f in FAMILIES.values() for n in (f.tiny_base, f.default_base) if n and (not n.startswith("tiny-") or (sample_data()/n).is_dir())]:
+    for name in [base] if base else [n for f in FAMILIES.values() for n in (f.tiny_base, f.default_base) if n]:
         sizes, free = base_sizes(name), free_memory(device)
         needed = sum(estimate_memory(sizes, device, tokens=256 if name.startswith("tiny-") else None).values())
         speed = ", but a base of this size is too slow to train without a GPU" if device == "cpu" and sizes["quantised"] > 2e8 else ""

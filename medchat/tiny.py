@@ -238,12 +238,13 @@ def make_tiny_base(
     out: str | Path,  # the folder to write; a rebuild that was stopped in it is continued
     seed: int = 0,
     pictures: int = 20_000, # to learn from
-    lessons: tuple = LESSONS, # (name, options) pairs, in order
+    lessons: tuple | None = None, # (name, options) pairs, in order; default: LESSONS, and what the blueprint adds
 ) -> dict: # the recipe, with the loss of every lesson
     "Make a tiny base from nothing: one to three hours."
     import time
     from transformers import AutoModelForImageTextToText
     if base not in BLUEPRINTS: raise MedchatError("no blueprint for this base", base, f"There are: {', '.join(BLUEPRINTS)}")
+    lessons = LESSONS + BLUEPRINTS[base].more_lessons if lessons is None else lessons
     processor, recipe = BLUEPRINTS[base].make_processor(seed), _begun(base, out, seed, pictures, lessons)
     model = AutoModelForImageTextToText.from_pretrained(out, dtype="float32") if recipe else BLUEPRINTS[base].make_model(processor, seed)
     recipe = recipe or dict(seed=seed, pictures=pictures, lessons=[])

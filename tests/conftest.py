@@ -50,20 +50,11 @@ def browser(chromium):
         browser.close()
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory) -> dict[str, str]:
-    "The folder of each family's tiny base: the shipped one, else one of the same make with its first random weights."
-    from medchat.blueprints import BLUEPRINTS
+def bases() -> dict[str, str]:
+    "The folder of each family's tiny base."
     from medchat.core import sample_data
-    from medchat.models import import_transformers
-    import_transformers()
-    found = {}
-    for name, blueprint in BLUEPRINTS.items():
-        folder = sample_data()/name
-        if not folder.is_dir(): # TO TIGHTEN, when all three are shipped: found = {b.family.name: str(sample_data()/n) for n, b in BLUEPRINTS.items()}
-            folder, processor = tmp_path_factory.mktemp(name), blueprint.make_processor()
-            blueprint.make_model(processor).save_pretrained(folder); processor.save_pretrained(folder)
-        found[blueprint.family.name] = str(folder)
-    return found
+    from medchat.families import FAMILIES
+    return {family.name: str(sample_data()/family.tiny_base) for family in FAMILIES.values() if family.tiny_base}
 
 @pytest.fixture
 def medchat(tmp_path):
