@@ -11,7 +11,7 @@ from .images import image_size
 from .models import encode, same_sort, template_text
 
 # %% auto #0
-__all__ = ['reply_spans', 'make_labels', 'VisionCollator', 'Mask', 'show_mask', 'join_rows', 'plan_turns', 'join_turns',
+__all__ = ['reply_spans', 'make_labels', 'VisionCollator', 'Mask', 'show_mask', 'join_rows', 'plan_turns', 'Lessons',
            'plan_steps', 'cut_step', 'TokenCounter', 'count_tokens', 'make_receipt']
 
 # %% ../nbs/10b_batches.ipynb #0007-exportde
@@ -127,24 +127,28 @@ def plan_turns(
     for group in groups.values(): chooser.shuffle(group)
     return [group[k:k+turns_per_image] for group in groups.values() for k in range(0, len(group), turns_per_image)]
 
-# %% ../nbs/10b_batches.ipynb #0021-exportde
-def join_turns(
-    dataset,             # with columns id, messages, images
-    turns_per_image: int = 1,
-    seed: int = 3407,
-):
-    "The dataset with up to `turns_per_image` records in a conversation, joined when they are read; its hidden column `sees` tells how many images each has."
-    from datasets import Dataset
-    import pyarrow.compute as pc
-    dataset = dataset.select_columns(["id", "messages", "images"])
-    plan = plan_turns((row["images"] for row in dataset.select_columns("images")), turns_per_image, seed) if turns_per_image > 1 else [[i] for i in range(len(dataset))]
-    sees = [n or 0 for n in pc.list_value_length(dataset.select_columns("images").with_format("arrow")[:]["images"]).to_pylist()]
-    def read(batch):
-        joined = [join_rows([dataset[i] for i in numbers]) for numbers in batch["numbers"]]
-        return {name: [j[name] for j in joined] for name in ("id", "messages", "images")}
-    return Dataset.from_dict({"numbers": plan, "sees": [sees[numbers[0]] for numbers in plan]}).with_transform(read)
+# %% ../nbs/10b_batches.ipynb #0022-exportcl
+class Lessons:
+    "The conversations to learn from, joined when they are read. Row i + k*len is conversation i when it is read for the k-th time after the first, its questions in another order."
+    def __init__(self,
+        dataset,                  # with columns id, messages, images
+        turns_per_image: int = 1, # records in one conversation at most
+        seed: int = 3407,
+    ):
+        import pyarrow.compute as pc
+        self.dataset, self.seed = dataset.select_columns(["id", "messages", "images"]), seed
+        self.numbers = plan_turns((row["images"] for row in dataset.select_columns("images")), turns_per_image, seed) if turns_per_image > 1 else [[i] for i in range(len(dataset))]
+        sees = [n or 0 for n in pc.list_value_length(dataset.select_columns("images").with_format("arrow")[:]["images"]).to_pylist()]
+        self.sees = [sees[numbers[0]] for numbers in self.numbers] # how many images each conversation has
 
-# %% ../nbs/10b_batches.ipynb #0024-exportde
+    def __len__(self): return len(self.numbers)
+    def __iter__(self): return (self[i] for i in range(len(self)))
+    def __getitem__(self, i: int) -> dict:
+        again, i = divmod(i, len(self))
+        numbers = random.Random(f"{self.seed} {i} {again}").sample(self.numbers[i], len(self.numbers[i])) if again else self.numbers[i]
+        return join_rows([self.dataset[n] for n in numbers])
+
+# %% ../nbs/10b_batches.ipynb #0025-exportde
 def plan_steps(
     lengths: list[int],     # tokens of each row
     sorts: list[list[int]], # the rows that may share a batch
@@ -153,8 +157,8 @@ def plan_steps(
     count: int | None = None, # so many steps; default: once through the data
     seed: int = 3407,
 ) -> list[list[int]]:       # the rows of each step, by number
-    "The steps of a run: all rows once, then all rows again in another order, and so on."
-    steps, chooser = [], random.Random(seed)
+    "The steps of a run: all rows once, then all rows again in another order, and so on. Row i of n is n + i when it comes for the second time, and so on."
+    steps, chooser, n, times = [], random.Random(seed), len(lengths), 0
     while not steps or len(steps) < (count or 0):
         once = []
         for rows in filter(None, sorts):
@@ -165,9 +169,10 @@ def plan_steps(
                 pool.sort(key=lambda i: lengths[i])
                 cuts = [*range(0, max(1, len(pool) - least + 1), size), len(pool)]
                 once += [pool[i:j] for i, j in zip(cuts, cuts[1:])]
-        steps += chooser.sample(once, len(once))
+        steps += [[i + times*n for i in step] for step in chooser.sample(once, len(once))]
+        times += 1
     steps = steps[:count]
-    longest = max(range(len(steps)), key=lambda k: max(lengths[i] for i in steps[k]))
+    longest = max(range(len(steps)), key=lambda k: max(lengths[i % n] for i in steps[k]))
     return [steps[longest], *steps[:longest], *steps[longest + 1:]]
 
 def cut_step(
@@ -180,7 +185,7 @@ def cut_step(
     cuts = [len(rows)*k // passes for k in range(passes + 1)]
     return [rows[i:j][rank::world] for i, j in zip(cuts, cuts[1:])]
 
-# %% ../nbs/10b_batches.ipynb #0027-exportcl
+# %% ../nbs/10b_batches.ipynb #0028-exportcl
 class TokenCounter:
     "Counts the tokens of conversations without decoding their images."
     def __init__(self, processor): self.processor, self.known = processor, {}
@@ -216,7 +221,7 @@ def count_tokens(
             raise MedchatError("a record is too long for the base", f"{row['id']}: {lengths[-1]} tokens, at most {max_length}", "Shorten it or leave it out; nothing is cut silently")
     return lengths
 
-# %% ../nbs/10b_batches.ipynb #0030-exportde
+# %% ../nbs/10b_batches.ipynb #0031-exportde
 def make_receipt(
     collate: VisionCollator,
     dataset,        # what will be trained on

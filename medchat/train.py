@@ -4,11 +4,11 @@
 
 # %% ../nbs/12_train.ipynb #0004-exportfr
 from __future__ import annotations
-import errno, json, logging, math, os, random, re, shlex, shutil, sys
+import errno, json, logging, math, os, random, re, shlex, shutil, signal, sys
 from pathlib import Path
 from typing import Literal
 from . import __version__
-from .batches import VisionCollator, count_tokens, cut_step, join_turns, make_receipt, plan_steps
+from .batches import Lessons, VisionCollator, count_tokens, cut_step, make_receipt, plan_steps
 from .core import MedchatError, need, replacing
 from .curate import read_dataset
 from .families import family_of, lora_targets
@@ -21,9 +21,9 @@ from .runs import catching_interrupt, check_run, cut_log, data_hash, make_logger
 from .stages import ImageProbe, check_start, contrast_loss, start_projector, to_descriptions
 
 # %% auto #0
-__all__ = ['answer_loss', 'Quiz', 'pick_records', 'trainer_arguments', 'make_loader', 'set_projector_rate', 'make_trainer',
-           'settle_stage', 'check_settings', 'make_config', 'pick_kinds', 'read_lessons', 'whole_weights',
-           'save_adapter', 'peak_memory', 'finish_run', 'memory_error', 'disk_error', 'train']
+__all__ = ['answer_loss', 'Quiz', 'pick_records', 'trainer_arguments', 'make_loader', 'reader_error', 'set_projector_rate',
+           'make_trainer', 'settle_stage', 'check_settings', 'make_config', 'pick_kinds', 'read_lessons',
+           'whole_weights', 'save_adapter', 'peak_memory', 'finish_run', 'memory_error', 'disk_error', 'train']
 
 # %% ../nbs/12_train.ipynb #0007-exportde
 def answer_loss(
@@ -78,7 +78,7 @@ def pick_records(
     if split is None or not len(split) or not n: return None
     return split.select_columns(["id", "messages", "images"]).select(sorted(random.Random(seed).sample(range(len(split)), min(n, len(split)))))
 
-# %% ../nbs/12_train.ipynb #0015-exportde
+# %% ../nbs/12_train.ipynb #0014-exportde
 def _several(gpu, shard): # what several processes need: a way to talk on a CPU, and patience with parts that a batch without images leaves out
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: return {}
     if shard: return dict(ddp_backend=None if gpu else "gloo", fsdp=True, fsdp_config=dict(version=2, activation_checkpointing=gpu), gradient_checkpointing=False, optim="adamw_torch", save_strategy="no", log_level_replica="error")
@@ -103,7 +103,7 @@ def trainer_arguments(
         report_to=settings["report_to"], run_name=run.name, disable_tqdm=True, remove_unused_columns=False, max_length=None, dataset_text_field="",
         dataset_kwargs={"skip_prepare_dataset": True}) | _several(half, settings["shard"])
 
-# %% ../nbs/12_train.ipynb #0016-exportde
+# %% ../nbs/12_train.ipynb #0015-exportde
 def make_loader(
     dataset,               # with columns id, messages, images
     plan: list[list[int]], # rows of each batch, by number
@@ -113,9 +113,17 @@ def make_loader(
 ):
     "Batches in a fixed order."
     from torch.utils.data import DataLoader
-    return DataLoader(dataset, batch_sampler=plan, collate_fn=collate, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=pin)
+    return DataLoader(dataset, batch_sampler=plan, collate_fn=collate, num_workers=workers, worker_init_fn=_calm, prefetch_factor=4 if workers else None, pin_memory=pin)
 
-# %% ../nbs/12_train.ipynb #0017-exportde
+def _calm(_): signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C reaches every process of a terminal: the trainer decides what it means
+
+class reader_error:
+    "While it is open, an error of a process that reads ahead is one line again."
+    def __enter__(self): pass
+    def __exit__(self, kind, error, _):
+        if isinstance(error, MedchatError) and "in DataLoader worker process" in error.problem: raise MedchatError(error.problem.rsplit("MedchatError: ", 1)[1].strip()) from error
+
+# %% ../nbs/12_train.ipynb #0016-exportde
 def set_projector_rate(
     optimizer,   # of torch, with its groups
     model,       # from `add_lora`
@@ -130,7 +138,7 @@ def set_projector_rate(
         if projector: optimizer.add_param_group({**group, "params": projector, "lr": rate, "initial_lr": rate})
     return optimizer
 
-# %% ../nbs/12_train.ipynb #0018-exportde
+# %% ../nbs/12_train.ipynb #0017-exportde
 def _own_loss(trainer, model, inputs, num_items):
     "The loss of a pass on a CPU, and its share of the log."
     total, n, right = answer_loss(model, inputs)
@@ -140,7 +148,7 @@ def _own_loss(trainer, model, inputs, num_items):
     metrics["mean_token_accuracy"].append(right / max(learnt, 1)); metrics["num_tokens"] = [trainer._total_train_tokens]
     return total / max(n, 1) if num_items is None else total * trainer.accelerator.num_processes / num_items # the processes' gradients are averaged
 
-# %% ../nbs/12_train.ipynb #0019-exportde
+# %% ../nbs/12_train.ipynb #0018-exportde
 def _ask_quiz(trainer):
     "One process asks; all of them, where they hold the base together."
     first = trainer.is_world_process_zero()
@@ -152,7 +160,7 @@ def _keep_best(trainer, loss):
     if weights and trainer.is_world_process_zero(): save_adapter(trainer.model, weights, trainer.processing_class, trainer.base, trainer.run/"best")
     trainer.best = min(trainer.best, loss)
 
-# %% ../nbs/12_train.ipynb #0020-exportde
+# %% ../nbs/12_train.ipynb #0019-exportde
 def _trainer_class():
     from trl import SFTTrainer
     class Trainer(SFTTrainer):
@@ -183,12 +191,12 @@ def _trainer_class():
             return (loss, None) if return_outputs else loss
     return Trainer
 
-# %% ../nbs/12_train.ipynb #0021-exportde
+# %% ../nbs/12_train.ipynb #0020-exportde
 def make_trainer(
     model,
     processor,
     collate: VisionCollator,
-    learning,                   # dataset to learn from
+    learning: Lessons,
     plan: list[list[int]],      # its batches
     checking,                   # dataset for the validation loss, or None
     look_plan: list[list[int]], # its batches
@@ -203,15 +211,16 @@ def make_trainer(
     exact = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     kind = _trainer_class()
     for name, value in dict(plan=plan, look_plan=look_plan, image_token_id=processor.image_token_id, probe=ImageProbe(model) if more["contrast"] else None, seen=[], **more).items(): setattr(kind, name, value)
-    trainer = kind(model=model, args=SFTConfig(**arguments), data_collator=collate, train_dataset=learning, eval_dataset=checking,
+    trainer = kind(model=model, args=SFTConfig(**arguments), data_collator=collate, train_dataset=learning.dataset, eval_dataset=checking,
         processing_class=processor, callbacks=callbacks)
+    trainer.train_dataset = learning # TRL takes none but datasets
     trainer.remove_callback(PrinterCallback)
     if trainer.args.device.type == "cpu": trainer.args.__dict__["_setup_devices"] = trainer.args.device.__class__("cpu") # several processes call it cpu:0, where torch.load puts nothing
     for n, p in trainer.model.named_parameters():
         if n in exact: p.data = exact[n]
     return trainer
 
-# %% ../nbs/12_train.ipynb #0023-exportde
+# %% ../nbs/12_train.ipynb #0022-exportde
 def settle_stage(
     settings: dict, # the arguments of `train`
 ) -> dict:          # with everything that depends on the stage filled in
@@ -227,7 +236,7 @@ def settle_stage(
     if s["projector_learning_rate"] is None: s["projector_learning_rate"] = s["learning_rate"] * (1 if align else .1)
     return s
 
-# %% ../nbs/12_train.ipynb #0024-exportde
+# %% ../nbs/12_train.ipynb #0023-exportde
 def check_settings(
     settings: dict, # the arguments of `train`
 ):
@@ -239,7 +248,7 @@ def check_settings(
     for name, limit in (("lora_dropout", 1), ("seed", 2**32), ("r", 2**14)):
         if not settings[name] < limit: raise MedchatError(f"{name} must be below {limit}", settings[name])
 
-# %% ../nbs/12_train.ipynb #0026-exportde
+# %% ../nbs/12_train.ipynb #0025-exportde
 def make_config(
     settings: dict, # the arguments of `train`
     dataset,        # its splits
@@ -252,7 +261,7 @@ def make_config(
     return {"medchat": __version__, **settings, "data_sha256": data_hash(settings["data"]), "base_sha256": base_hash(folder), "family": family.name,
         "steps_per_epoch": (once := _steps_per_epoch(family, lessons, settings)), "steps": settings["max_steps"] or once * settings["epochs"], "records": {name: len(split) for name, split in dataset.items()}, "backend": choose_backend().name, "versions": versions()}
 
-# %% ../nbs/12_train.ipynb #0028-exportde
+# %% ../nbs/12_train.ipynb #0027-exportde
 def pick_kinds(
     dataset,    # its splits, with a column kind
     kinds: str, # such as "vqa,caption"; empty: all
@@ -263,7 +272,7 @@ def pick_kinds(
     if wanted - found: raise MedchatError("no records of this kind", ", ".join(sorted(wanted - found)), f"The dataset has: {', '.join(sorted(found))}")
     return type(dataset)({name: split.select([i for i, k in enumerate(split["kind"]) if k in wanted]) for name, split in dataset.items()}) if wanted else dataset
 
-# %% ../nbs/12_train.ipynb #0031-exportde
+# %% ../nbs/12_train.ipynb #0030-exportde
 def read_lessons(
     settings: dict, # the arguments of `train`
 ):                  # (splits of the dataset, what is learnt from)
@@ -273,17 +282,16 @@ def read_lessons(
     if "train" not in dataset: raise MedchatError("the dataset has no training split", settings["data"], f"It has: {', '.join(dataset)}")
     if not len(dataset["train"]): raise MedchatError("the training split is empty", settings["data"], "Look at its report.md")
     learning = dataset["train"] if settings["stage"] == "instruct" else to_descriptions(dataset["train"], settings["seed"])
-    return dataset, join_turns(learning, settings["turns_per_image"], settings["seed"])
+    return dataset, Lessons(learning, settings["turns_per_image"], settings["seed"])
 
 def _sorts(family, lessons): # numbers of the rows that may share a batch
-    sees = lessons.with_format(None)["sees"][:]
-    return same_sort(family, [[1]*n for n in sees])
+    return same_sort(family, [[1]*n for n in lessons.sees])
 
 def _steps_per_epoch(family, lessons, s):
     least = s["gradient_accumulation"] * s["processes"]
     return len(plan_steps([0]*len(lessons), _sorts(family, lessons), s["batch_size"] * least, least))
 
-# %% ../nbs/12_train.ipynb #0032-exportde
+# %% ../nbs/12_train.ipynb #0031-exportde
 def whole_weights(
     model, # from `add_lora`
 ) -> dict: # name -> tensor
@@ -309,7 +317,7 @@ def save_adapter(
         processor.save_pretrained(str(tmp))
         (tmp/"README.md").unlink(missing_ok=True) # PEFT's empty card; ours is made when a run is published
 
-# %% ../nbs/12_train.ipynb #0033-exportde
+# %% ../nbs/12_train.ipynb #0032-exportde
 def peak_memory() -> float: # GB
     "The most memory that this process has taken so far; on a GPU, of the GPU."
     import torch
@@ -336,7 +344,7 @@ def finish_run(
     print(f"{run}: {len(losses)} steps, loss {losses[0]['loss']:.3f} -> {losses[-1]['loss']:.3f}{kept}. Next: medchat plot {shlex.quote(str(run))}")
     return run
 
-# %% ../nbs/12_train.ipynb #0035-exportcl
+# %% ../nbs/12_train.ipynb #0034-exportcl
 class memory_error:
     "While it is open, running out of memory becomes a one-line error with a way out."
     def __init__(self, settings): self.settings = settings
@@ -358,7 +366,7 @@ class disk_error:
         if not isinstance(error, Exception) or not (isinstance(error, OSError) and error.errno in full or re.search(words, str(error))): return
         raise MedchatError("cannot write the run", self.run, f"{str(error).splitlines()[0][:120]}. If the disk is full, make room; then go on with --resume") from error
 
-# %% ../nbs/12_train.ipynb #0037-exportde
+# %% ../nbs/12_train.ipynb #0036-exportde
 def _model_for(settings):
     "The base with what is to be trained, and the collator."
     s = settings
@@ -376,7 +384,7 @@ def _receipt(settings, config, model, collate, lessons, lengths):
     return make_receipt(collate, lessons, lengths, {"stage": s["stage"], **{f"{k} records": n for k, n in config["records"].items()}, "conversations": len(lessons), "steps": config["steps"],
         "trainable parameters": f"{parts['LoRA']:,} in LoRA, {parts['projector']:,} in the projector: {(parts['LoRA'] + parts['projector'])/parts['all']:.2%} of {parts['all']:,}", "memory": memory}, s["seed"])
 
-# %% ../nbs/12_train.ipynb #0038-exportde
+# %% ../nbs/12_train.ipynb #0037-exportde
 def _plans(s, steps, collate, lessons, lengths, checking):
     "The passes of the whole run in this process, and those of a look."
     family, rank, world, passes = collate.family, int(os.environ.get("RANK", 0)), s["processes"], s["gradient_accumulation"]
@@ -385,7 +393,7 @@ def _plans(s, steps, collate, lessons, lengths, checking):
     looks = [rows[k:k + size] for rows in same_sort(family, checking["images"] if checking else []) for k in range(0, len(rows), size)]
     return [rows for step in plan for rows in cut_step(step, passes, rank, world)], looks
 
-# %% ../nbs/12_train.ipynb #0039-exportde
+# %% ../nbs/12_train.ipynb #0038-exportde
 def _fit(run, s, config, checkpoint, before, model, collate, lessons, lengths, dataset, callbacks):
     "Train until done or stopped."
     steps, processor, held = config["steps"], collate.processor, dataset.get("validation")
@@ -401,16 +409,17 @@ def _fit(run, s, config, checkpoint, before, model, collate, lessons, lengths, d
     if trainer.args.world_size != s["processes"]: raise MedchatError("the processes did not find each other", f"{trainer.args.world_size} of {s['processes']}", "Try again with --processes 1")
     set_training(model, True)
     try:
-        with catching_interrupt(logger.interrupt), memory_error(s): logger.ended or trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with catching_interrupt(logger.interrupt), memory_error(s), reader_error(): logger.ended or trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally: logger.close()
     if trainer.state.global_step < steps and not logger.ended: raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {steps}")
     weights = whole_weights(trainer.model)
     if trainer.is_world_process_zero(): finish_run(run, trainer.model, weights, processor, s["base"], bool(s["patience"]))
 
 def _workers(): # processes that read and preprocess ahead
-    return 2 if choose_backend().device == "cuda" and sys.platform == "linux" else 0
+    if sys.platform != "linux" or os.cpu_count() == 1: return 0
+    return 2 if choose_backend().device == "cuda" else 1
 
-# %% ../nbs/12_train.ipynb #0040-exportde
+# %% ../nbs/12_train.ipynb #0039-exportde
 def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None):
     "What each process of a run does."
     import torch
@@ -424,7 +433,7 @@ def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None)
         with replacing(run/"receipt.md") as tmp: tmp.write_text(receipt, encoding="utf-8")
     with disk_error(run): _fit(run, settings, config, checkpoint, before, model, collate, lessons, lengths, dataset, list(callbacks))
 
-# %% ../nbs/12_train.ipynb #0041-exportde
+# %% ../nbs/12_train.ipynb #0040-exportde
 def _child(*args):
     "The work of one of several processes; says so when it was stopped."
     try: _work(*args)
@@ -449,7 +458,7 @@ def _launch(run, settings, config, checkpoint, before):
         raise MedchatError("a process of the run failed", said["message"].removeprefix("MedchatError: ") if isinstance(said, dict) else said, f"Then go on with --resume --run {run}") from e
     if stopped: raise KeyboardInterrupt(stopped[0])
 
-# %% ../nbs/12_train.ipynb #0042-exportde
+# %% ../nbs/12_train.ipynb #0041-exportde
 def _check_processes(s):
     "Are there GPUs for all of them?"
     import torch
@@ -458,7 +467,7 @@ def _check_processes(s):
     if s["shard"] and (gpus < 2 or s["processes"] < 2): raise MedchatError("a base is shared out over several GPUs", f"{s['processes']} processes, {gpus} GPUs", "Leave --shard out, or give --processes as well")
     if s["shard"] and backend.name == "unsloth": raise MedchatError("Unsloth cannot share a base out", "--shard", "Use an environment without unsloth")
 
-# %% ../nbs/12_train.ipynb #0043-exportde
+# %% ../nbs/12_train.ipynb #0042-exportde
 def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
     "The work of `train`: look at everything first, then make the run folder, then train."
     check_settings(settings)
@@ -478,7 +487,7 @@ def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
         else: _work(run, s, config, checkpoint, before, callbacks, (dataset, lessons))
     return run
 
-# %% ../nbs/12_train.ipynb #0044-exportde
+# %% ../nbs/12_train.ipynb #0043-exportde
 def train(
     data: str,                     # dataset folder made by `medchat convert`
     *,

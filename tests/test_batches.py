@@ -5,7 +5,7 @@ from fastcore.test import test_eq as eq
 from hypothesis import given, settings, strategies as st
 from data_maker import make_base, make_data, picture, questions, row
 from medchat import batches as module
-from medchat.batches import TokenCounter, VisionCollator, count_tokens, cut_step, join_turns, make_labels, make_receipt, plan_steps, plan_turns, reply_spans, show_mask
+from medchat.batches import Lessons, TokenCounter, VisionCollator, count_tokens, cut_step, make_labels, make_receipt, plan_steps, plan_turns, reply_spans, show_mask
 from medchat.core import MedchatError
 from medchat.curate import read_dataset
 from medchat.families import FAMILIES, family_of
@@ -102,7 +102,7 @@ def test_nothing_is_cut(loaded):
 @pytest.mark.parametrize("turns", [1, 2, 3, 10])
 def test_joined_turns_lose_and_repeat_nothing(data, turns):
     split = read_dataset(data)["train"]
-    joined = join_turns(split, turns, seed=1)
+    joined = Lessons(split, turns, seed=1)
     eq(sorted(i for row in joined for i in row["id"].split("+")), sorted(split["id"]))
     by_id = {r["id"]: r for r in split}
     for row in joined:
@@ -111,19 +111,32 @@ def test_joined_turns_lose_and_repeat_nothing(data, turns):
         eq([p["text"] for m in row["messages"] if m["role"] == "assistant" for p in m["content"]], [by_id[i]["messages"][-1]["content"][0]["text"] for i in ids])
         eq([sum(p["type"] == "image" for p in m["content"]) for m in row["messages"]], [1] + [0]*(2*len(ids) - 1))
         eq(row["images"], by_id[ids[0]]["images"])
-    eq([r["id"] for r in joined], [r["id"] for r in join_turns(split, turns, seed=1)])
-    if turns == 2: assert [r["id"] for r in joined] != [r["id"] for r in join_turns(split, turns, seed=2)]
+    eq([r["id"] for r in joined], [r["id"] for r in Lessons(split, turns, seed=1)])
+    if turns == 2: assert [r["id"] for r in joined] != [r["id"] for r in Lessons(split, turns, seed=2)]
 
 def test_the_same_file_name_is_not_the_same_image():
     pictures = [[dict(bytes=b"a", path="x.png")], [dict(bytes=b"b", path="x.png")], [], []]
     eq(sorted(plan_turns(pictures, 5)), [[0], [1], [2], [3]])
 
-def test_the_hidden_column_tells_who_has_images(tmp_path):
+def test_the_questions_come_in_another_order_each_time(data):
+    split = read_dataset(data)["train"]
+    lessons = Lessons(split, 3, seed=1)
+    times = [[lessons[i + k*len(lessons)] for i in range(len(lessons))] for k in range(8)]
+    for one, *later in zip(*times): # the same questions, each with its answer, and the image first
+        pairs = lambda row: [(q["content"][-1]["text"], a["content"][0]["text"]) for q, a in zip(row["messages"][::2], row["messages"][1::2])]
+        for again in later:
+            eq((sorted(again["id"].split("+")), sorted(pairs(again)), again["images"]), (sorted(one["id"].split("+")), sorted(pairs(one)), one["images"]))
+            eq([sum(p["type"] == "image" for p in m["content"]) for m in again["messages"]], [1] + [0]*(len(again["messages"]) - 1))
+        if "+" in one["id"]: assert len({r["id"] for r in (one, *later)}) > 1
+    eq(times[3], [Lessons(split, 3, seed=1)[i + 3*len(lessons)] for i in range(len(lessons))]) # whoever reads it: a run goes on with the same
+    eq([r["id"] for r in lessons], [r["id"] for r in times[0]])
+
+def test_lessons_tell_who_has_images(tmp_path):
     data = make_data(tmp_path, [row(f"r{i}", [("Why?", "so")], [f"{i}.png"] if i % 3 else []) for i in range(9)])
     split = read_dataset(data)["train"]
     for turns in (1, 4):
-        joined = join_turns(split, turns)
-        eq([len(r["images"]) for r in joined], joined.with_format(None)["sees"][:])
+        joined = Lessons(split, turns)
+        eq([len(r["images"]) for r in joined], joined.sees)
 
 # -- the order of training
 
@@ -158,7 +171,10 @@ def test_a_longer_plan_begins_anew_only_when_all_rows_had_their_turn(task, count
     steps = plan_steps(**plan, count=count)
     eq(len(steps), count)
     if count >= 2*once: # the longest step goes to the front, the others keep their order: each row comes at least once in the first round and a step
-        assert {i for step in steps[:once + 1] for i in step} == {i for sort in plan["sorts"] for i in sort}
+        n, rows = len(plan["lengths"]), {i for sort in plan["sorts"] for i in sort}
+        eq({i % n for step in steps[:once + 1] for i in step}, rows)
+        eq({i for step in steps for i in step if i < n}, rows) # the first time; the rows of the second are counted on
+        assert max(i for step in steps for i in step) < n * -(-count // once)
 
 @given(tasks())
 def test_a_step_holds_the_same_rows_however_it_is_cut(task):
@@ -217,13 +233,13 @@ def test_a_record_that_is_too_long_is_named_while_counting(loaded, tmp_path):
 
 def test_the_receipt_refuses_a_wrong_count(loaded, data):
     processor, family = loaded
-    rows = join_turns(read_dataset(data)["train"])
+    rows = Lessons(read_dataset(data)["train"])
     lengths = count_tokens(processor, rows)
     assert "| tokens in a conversation |" in make_receipt(VisionCollator(processor, family), rows, lengths, {})
     with pytest.raises(MedchatError, match="another number of tokens than was counted"): make_receipt(VisionCollator(processor, family), rows, [n + 1 for n in lengths], {})
 
 def test_the_longest_conversation_is_looked_at(loaded, tmp_path):
-    rows = join_turns(read_dataset(make_data(tmp_path, [row(f"r{i}", [(f"Why {i}?", "so " * (400 if i == 53 else 1))]) for i in range(90)]))["train"])
+    rows = Lessons(read_dataset(make_data(tmp_path, [row(f"r{i}", [(f"Why {i}?", "so " * (400 if i == 53 else 1))]) for i in range(90)]))["train"])
     lengths = count_tokens(loaded[0], rows)
     assert str(max(lengths)) in make_receipt(VisionCollator(*loaded), rows, lengths, {}) and max(lengths) > 300
     broken = VisionCollator(*loaded, max_length=300)

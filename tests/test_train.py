@@ -78,6 +78,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_answers(finished, data, load
         if len(rows) == SHORT["batch_size"]: seen.append(rows)
         return collate(self, rows)
     monkeypatch.setattr(VisionCollator, "__call__", watch)
+    monkeypatch.setattr(module, "_workers", lambda: 0) # in this process, to be watched
     run = finished.parent/"watched"
     train(data, run=str(run), **{**SHORT, "max_steps": 1, "eval_records": 0})
     model, processor = load_model(BASE)
@@ -251,6 +252,7 @@ def poison(at, what):
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_its_records(data, tmp_path, monkeypatch):
     batches, collate = [], VisionCollator.__call__
     monkeypatch.setattr(VisionCollator, "__call__", lambda self, rows: batches.append([r["id"] for r in rows]) or collate(self, rows))
+    monkeypatch.setattr(module, "_workers", lambda: 0) # in this process, to be watched
     nan = poison(2, lambda model: next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan")))
     with pytest.raises(MedchatError, match="loss is no longer a number: step 3. Lower --learning-rate.*bad_batch.json") as e: train(data, run=str(tmp_path/"run"), **{**SHORT, "batch_size": 2, "gradient_accumulation": 2, "eval_records": 0, "answer_records": 0}, callbacks=(nan,))
     assert "\n" not in str(e.value) and not (tmp_path/"run"/"adapter").exists()
@@ -259,6 +261,17 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_its_records(data, t
     passes = [b for b in batches if len(b) == 2] # the receipt looks at one record at a time
     eq(bad["records"], passes[4] + passes[5])
     eq([r["step"] for r in read_log(tmp_path/"run")], [1, 2]) # the bad step is not in the log
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_record_that_cannot_be_read_is_one_line_whoever_reads_it(data, tmp_path, monkeypatch, workers):
+    collate = VisionCollator.__call__
+    def broken(self, rows):
+        if len(rows) == 1: return collate(self, rows) # the receipt looks at one record at a time
+        raise MedchatError("nothing in a record would be learnt", rows[0]["id"], "Check its answers and the base's chat template")
+    monkeypatch.setattr(VisionCollator, "__call__", broken)
+    monkeypatch.setattr(module, "_workers", lambda: workers)
+    with pytest.raises(MedchatError, match=r"^nothing in a record would be learnt: \S+\. Check its answers and the base's chat template$"):
+        train(data, run=str(tmp_path/"run"), **{**SHORT, "eval_records": 0, "answer_records": 0})
 
 def test_running_out_of_memory_is_one_line_with_a_way_out(data, tmp_path):
     import torch
@@ -347,7 +360,11 @@ def test_training_is_quiet_and_asks_nobody(data, tmp_path, capfd, recwarn, monke
     import socket
     asked = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: asked.append(host) or (_ for _ in ()).throw(OSError("offline")))
-    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address) or (_ for _ in ()).throw(OSError("offline")))
+    connect = socket.socket.connect
+    def ask(self, address): # the process that reads ahead hands its batches over on this machine
+        if self.family == socket.AF_UNIX: return connect(self, address)
+        asked.append(address); raise OSError("offline")
+    monkeypatch.setattr(socket.socket, "connect", ask)
     train(data, run=str(tmp_path/"run"), **{**SHORT, "max_steps": 2})
     out, err = capfd.readouterr()
     eq(len(out.splitlines()), 1); eq(asked, [])

@@ -29,7 +29,7 @@ import torch
 from fastcore.test import test_eq as eq
 from data_maker import make_data, picture, questions
 from medchat import models
-from medchat.batches import VisionCollator, count_tokens, join_turns
+from medchat.batches import Lessons, VisionCollator, count_tokens
 from medchat.blueprints import BLUEPRINTS
 from medchat.core import MedchatError
 from medchat.curate import read_dataset
@@ -88,7 +88,7 @@ def test_pictures_stay_undecoded_until_their_batch(tiny, tmp_path, monkeypatch):
     opened = []
     load = models.load_image
     monkeypatch.setattr(models, "load_image", lambda source, *a: opened.append(1) or load(source, *a))
-    rows = join_turns(read_dataset(make_data(tmp_path, questions()))["train"])
+    rows = Lessons(read_dataset(make_data(tmp_path, questions()))["train"])
     count_tokens(tiny[QWEN][1], rows)
     assert all(set(image) == {"bytes", "path"} and image["bytes"][:1] in (b"\x89", b"\xff") for i in range(len(rows)) for image in rows[i]["images"])
     eq(opened, [])
