@@ -144,6 +144,7 @@ class Lessons:
     def __len__(self): return len(self.numbers)
     def __iter__(self): return (self[i] for i in range(len(self)))
     def __getitem__(self, i: int) -> dict:
+        if i < 0: raise IndexError(i)
         again, i = divmod(i, len(self))
         numbers = random.Random(f"{self.seed} {i} {again}").sample(self.numbers[i], len(self.numbers[i])) if again else self.numbers[i]
         return join_rows([self.dataset[n] for n in numbers])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, subprocess, sys
 from pathlib import Path
 from .core import MedchatError, ending_well, replacing
+from .curate import read_dataset
 from .evaluate import evaluate
 from .families import FAMILIES
 from .models import resolve_base
@@ -74,8 +75,9 @@ def compare(
 ) -> Path:                         # the folder
     "Train several bases under the same budget and put them side by side."
     names = [b.strip() for b in bases.split(",") if b.strip()]
-    if len({_run_name(b) for b in names}) < max(1, len(names)) or not names: raise MedchatError("no bases to compare, or one of them twice", bases or "none", "Give names with commas between them")
+    if len({_run_name(b) for b in names}) < max(1, len(names)) or not names: raise MedchatError("no bases to compare, or two with the same last name", bases or "none", "Give names with commas between them; a run is named after the last part")
     for name in names: resolve_base(name) # all of them are there before the first hour is spent
+    read_dataset(data, split) # and the part that they are asked about
     settings = dict(data=str(data), max_steps=max_steps, batch_size=batch_size, gradient_accumulation=gradient_accumulation, learning_rate=learning_rate, warmup_steps=warmup_steps, r=r,
         vision_layers=vision_layers, turns_per_image=turns_per_image, kinds=kinds, load_in_4bit=load_in_4bit, seed=seed)
     rows, out, runs = [], Path(out), [str(Path(out)/_run_name(b)) for b in names]

@@ -18,10 +18,12 @@ from .messages import prompt_messages
 from .metrics import normalise_answer, score_closed, score_open, summarise
 from .models import generate_replies, load_run, read_run
 from .runs import data_hash, versions
+from .scores import bleu_counts, bleu_score, cider, exact_match, finding_counts, finding_f1, meteor_exact_stem, rouge, token_scores
 
 # %% auto #0
-__all__ = ['LONGER', 'SCORES', 'Question', 'read_questions', 'plan_batches', 'answer_questions', 'majority_replies',
-           'score_reply', 'summarise_replies', 'compare_replies', 'score_table', 'leaks_of', 'evaluate']
+__all__ = ['LONGER', 'SCORES', 'SHOWN', 'Question', 'read_questions', 'plan_batches', 'answer_questions', 'majority_replies',
+           'score_reply', 'summarise_replies', 'text_scores', 'compare_replies', 'score_table', 'text_table',
+           'leaks_of', 'evaluate']
 
 # %% ../nbs/14_evaluate.ipynb #0010-exportda
 @dataclass
@@ -134,7 +136,29 @@ def summarise_replies(
     for q, reply in zip(questions, replies, strict=True): rows[q.score_name].append((*score_reply(q, reply), q.group))
     return {name: summarise([r[0] for r in rows[name]], [r[2] for r in rows[name]]) | dict(unparsed=sum(not r[1] for r in rows[name])) for name in sorted(rows, key=lambda n: (n not in SCORES, n))}
 
-# %% ../nbs/14_evaluate.ipynb #0026-exportde
+# %% ../nbs/14_evaluate.ipynb #0027-exportde
+def text_scores(
+    questions: list[Question],
+    replies: list[str],
+) -> dict: # sort of text -> score -> value, n, groups, low, high
+    "What papers report of open answers, captions and reports, besides their recall."
+    rows = defaultdict(list)
+    for q, reply in zip(questions, replies, strict=True):
+        if q.score_name != "closed_accuracy": rows[q.score_name.removesuffix("_recall")].append((reply, q.reference, q.group))
+    return {sort: _of_texts(*zip(*rows[sort]), short=sort == "open") for sort in sorted(rows, key=lambda s: (s != "open", s))}
+
+def _of_texts(replies, references, groups, short):
+    pairs = list(zip(replies, references))
+    each = lambda score: summarise([float(score(*pair)) for pair in pairs], groups)
+    whole = lambda counts, score: summarise([counts(*pair) for pair in pairs], groups, statistic=score)
+    found = {f"bleu_{n}": whole(bleu_counts, lambda c, n=n: bleu_score(c, n)) for n in (1, 2, 3, 4)}
+    if short: return dict(exact_match=each(exact_match), **{name: each(lambda *p, k=k: token_scores(*p)[k]) for k, name in enumerate(("precision", "recall", "f1"))}, **found)
+    found |= {name: each(lambda *p, name=name: rouge(*p)[name]) for name in ("rouge_1", "rouge_2", "rouge_l")} | dict(meteor_exact_stem=each(meteor_exact_stem))
+    tenth = summarise([c/10 for c in cider(replies, references)], groups)
+    found["cider"] = tenth | {k: 10*tenth[k] for k in ("value", "low", "high")}
+    return found | dict(finding_f1_micro=whole(finding_counts, finding_f1), finding_f1_macro=whole(finding_counts, lambda c: finding_f1(c, macro=True)))
+
+# %% ../nbs/14_evaluate.ipynb #0029-exportde
 def compare_replies(
     questions: list[Question],
     base: list[str],               # replies
@@ -143,6 +167,7 @@ def compare_replies(
 ) -> dict:
     "The scores of base and tuned side by side, overall and by type of question."
     result = dict(base=summarise_replies(questions, base), tuned=summarise_replies(questions, tuned),
+                  texts=dict(base=text_scores(questions, base), tuned=text_scores(questions, tuned)),
                   always_same={k: s["value"] for k, s in summarise_replies(questions, always).items()} if always else None, by_type=[])
     for name in sorted({t for q in questions for t in q.types}):
         mine = [i for i, q in enumerate(questions) if name in q.types]
@@ -150,7 +175,7 @@ def compare_replies(
         result["by_type"].append(dict(type=name, base=pick(base), tuned=pick(tuned)))
     return result
 
-# %% ../nbs/14_evaluate.ipynb #0028-exportde
+# %% ../nbs/14_evaluate.ipynb #0031-exportde
 def score_table(
     result: dict, # from `compare_replies`
 ) -> str:
@@ -163,10 +188,25 @@ def score_table(
     for k in result["tuned"]: add(k.replace("_", " "), result["base"][k], result["tuned"][k], (result["always_same"] or {}).get(k))
     for row in result["by_type"]:
         for k in row["tuned"]: add(f"  {row['type']} {k.split('_')[0]}", row["base"][k], row["tuned"][k])
+    return _aligned(lines)
+
+def _aligned(lines):
     width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(line, width))).rstrip() for line in lines)
 
-# %% ../nbs/14_evaluate.ipynb #0031-exportde
+# %% ../nbs/14_evaluate.ipynb #0033-exportsh
+SHOWN = {"exact_match", "f1", "bleu_1", "bleu_4", "rouge_l", "cider", "finding_f1_micro"} # in the table; the file has all
+
+def text_table(
+    base: dict,  # from `text_scores`
+    tuned: dict, # from `text_scores`
+) -> str:
+    "The scores of texts as an aligned table, without those that say nearly the same; empty when there are no texts."
+    show = lambda s: f"{s['value']:.3f} ({s['low']:.2f}-{s['high']:.2f})"
+    lines = [[f"{sort} {name.replace('_', ' ')}", f"{s['n']:,}", show(base[sort][name]), show(s)] for sort in tuned for name, s in tuned[sort].items() if name in SHOWN]
+    return _aligned([["", "n", "base", "tuned"], *lines]) if lines else ""
+
+# %% ../nbs/14_evaluate.ipynb #0036-exportde
 def leaks_of(
     data: str | Path, # a dataset folder
     split: str,
@@ -176,7 +216,7 @@ def leaks_of(
     report = json.loads((Path(data)/"report.json").read_text(encoding="utf-8"))
     return [leak_line(x) for x in report.get("leaks", []) if {x["split"], x["also_in"]} == {split, "train"}]
 
-# %% ../nbs/14_evaluate.ipynb #0033-exportde
+# %% ../nbs/14_evaluate.ipynb #0038-exportde
 def _write(run: Path, name: str, result: dict, questions, base, tuned) -> dict:
     "The answers, then the scores: each file whole or not at all."
     rows = (dict(id=q.id, images=q.image_paths, kind=q.kind, answer_type=q.answer_type, types=q.types, group=q.group, question=q.question,
@@ -192,7 +232,7 @@ def _peek(questions, base, tuned, n=4) -> str:
     cut = lambda text: text if len(text) <= 70 else text[:69] + "…"
     return "\n".join(f"  {cut(questions[i].question)} [{cut(questions[i].reference)}]\n      base: {cut(base[i])}\n     tuned: {cut(tuned[i])}" for i in list(picked)[:n])
 
-# %% ../nbs/14_evaluate.ipynb #0034-exportde
+# %% ../nbs/14_evaluate.ipynb #0039-exportde
 def _pick(dataset, limit: int | None) -> list[Question]:
     "All questions, or some that are evenly spread over the split."
     questions = read_questions(dataset)
@@ -220,7 +260,7 @@ def _timed(model, *args, adapter: bool, **kwargs) -> tuple[list[str], float]:
     with nullcontext() if adapter else model.disable_adapter(): replies = answer_questions(model, *args, **kwargs)
     return replies, time.perf_counter() - start
 
-# %% ../nbs/14_evaluate.ipynb #0035-exportde
+# %% ../nbs/14_evaluate.ipynb #0040-exportde
 def _about(data, split: str, **options) -> dict:
     "What the scores depend on besides the run."
     return dict(split=split, data=Path(data).resolve().name, data_sha256=data_hash(data), leaks=leaks_of(data, split), **options,
@@ -233,7 +273,7 @@ def _summary(result: dict, questions, base, tuned) -> str:
     return "\n".join([f"{result['run']} and its base {result['base_name']} on {result['data']}, split {result['split']}: {part}, {speed:,.0f} a second",
         score_table(result), _peek(questions, base, tuned), *(f"WARNING: {x}. The scores are too high." for x in result["leaks"])])
 
-# %% ../nbs/14_evaluate.ipynb #0037-exportde
+# %% ../nbs/14_evaluate.ipynb #0042-exportde
 def evaluate(
     runs: list[str],           # run folders
     data: str,                 # dataset folder made by `medchat convert`

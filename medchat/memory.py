@@ -117,7 +117,7 @@ def doctor(
     for name in [base] if base else [n for f in FAMILIES.values() for n in (f.tiny_base, f.default_base) if n]:
         sizes, free = base_sizes(name), free_memory(device)
         needed = sum(estimate_memory(sizes, device, tokens=256 if name.startswith("tiny-") else None).values())
-        speed = ", but a base of this size is too slow to train without a GPU" if device == "cpu" and sizes["quantised"] > 2e8 else ""
+        speed = "; a base of this size is too slow to train without a GPU" if device == "cpu" and sizes["quantised"] > 2e8 else ""
         rows[name] = f"{'fits' if needed < free*.95 else 'does not fit'}: {sizes['total']:,} parameters; training {sizes['LoRA']:,} in LoRA and {sizes['projector']:,} in the projector needs about {needed:.1f} GB, {free:.1f} GB are free{speed}"
     width = max(map(len, rows))
     print("\n".join(f"{k:{width}}  {v}" for k, v in rows.items()))

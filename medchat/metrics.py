@@ -5,6 +5,7 @@
 # %% ../nbs/11a_metrics.ipynb #0004-exportfr
 from __future__ import annotations
 import math, re, unicodedata
+import regex
 from statistics import NormalDist
 from typing import Sequence
 from .core import MedchatError
@@ -17,7 +18,9 @@ __all__ = ['ARTICLES', 'NUMBERS', 'CHOICES', 'NEGATIONS', 'normalise_answer', 'c
 ARTICLES = {"a", "an", "the"}
 NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
 
-# %% ../nbs/11a_metrics.ipynb #0008-exportde
+# %% ../nbs/11a_metrics.ipynb #0008-exportun
+_UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}]|(?=[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])\X)") # written without blanks: each sign is a word
+
 def normalise_answer(
     text: str, # any text
 ) -> str:      # words with one blank between them; may be empty
@@ -26,6 +29,7 @@ def normalise_answer(
     text = re.sub(r"(?<=\d),(?=\d{3}\b)|['’`]", "", text)                 # 1,000 -> 1000; isn't -> isnt
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)                       # a full stop goes, 1.5 stays
     text = "".join(c if c == "." or unicodedata.category(c)[0] not in "PSC" else " " for c in text)
+    text = _UNSPACED.sub(r" \1 ", text)
     return " ".join(NUMBERS.get(w, w) for w in text.split() if w not in ARTICLES)
 
 # %% ../nbs/11a_metrics.ipynb #0011-exportch
@@ -128,30 +132,34 @@ def wilson_interval(
 
 # %% ../nbs/11a_metrics.ipynb #0030-exportde
 def bootstrap_interval(
-    scores: Sequence[float],       # one for each question, 0 to 1
+    scores: Sequence,              # one for each question, 0 to 1; with a statistic: the counts of each, a row of numbers
     groups: Sequence = (),         # whose question it is, such as the patient; none = all independent
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 3407,
+    statistic=None,                # makes a score of summed counts (array, ... x counts); default: the mean
 ) -> tuple[float, float] | None:   # (low, high); None without scores
     "Interval of a mean by bootstrap over groups (seeded, any order of rows gives the same); Wilson's by groups where that has no width."
     import numpy as np
     if not len(scores): return None
-    by_group = {}
-    for score, group in _rows(scores, groups if len(groups) else range(len(scores))): by_group.setdefault(group, []).append(score)
-    sums, counts = np.array(sorted((math.fsum(s), len(s)) for s in by_group.values()), dtype=float).T
+    rows, make, by_group = scores if statistic else [(s, 1) for s in scores], statistic or _mean_of_sums, {}
+    for row, group in _rows(rows, groups if len(groups) else range(len(rows))): by_group.setdefault(group, []).append(row)
+    sums = np.array(sorted(tuple(map(math.fsum, zip(*rows))) for rows in by_group.values()), dtype=float)
     rng, k = np.random.default_rng(seed), len(sums)
-    draws = (rng.integers(k, size=k) for _ in range(resamples if k > 1 else 0))
-    means = [sums[d].sum() / counts[d].sum() for d in draws]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) if means else (0.0, 0.0)
+    drawn = [sums[rng.integers(k, size=k)].sum(0) for _ in range(resamples if k > 1 else 0)]
+    low, high = np.quantile(make(np.array(drawn)), [(1 - level) / 2, (1 + level) / 2]) if drawn else (0.0, 0.0)
     if high - low > 1e-9: return float(low), float(high)
-    return wilson_interval(min(1.0, max(0.0, mean(scores))), k, level)
+    return wilson_interval(min(1.0, max(0.0, float(make(sums.sum(0))))), k, level)
+
+def _mean_of_sums(sums): return sums[..., 0] / sums[..., 1]
 
 # %% ../nbs/11a_metrics.ipynb #0033-exportde
 def summarise(
-    scores: Sequence[float], # one for each question, 0 to 1
-    groups: Sequence = (),   # whose question it is
-) -> dict:                   # value, n, groups, low, high; the numbers are None when n is 0
+    scores: Sequence,      # one for each question, 0 to 1; with a statistic: the counts of each
+    groups: Sequence = (), # whose question it is
+    statistic=None,        # makes a score of summed counts; default: the mean
+) -> dict:                 # value, n, groups, low, high; the numbers are None when n is 0
     "A score is never shown without its n and its interval: this puts them together."
-    low, high = bootstrap_interval(scores, groups) or (None, None)
-    return dict(value=mean(scores), n=len(scores), groups=len(set(groups)) if len(groups) else len(scores), low=low, high=high)
+    low, high = bootstrap_interval(scores, groups, statistic=statistic) or (None, None)
+    value = float(statistic([math.fsum(column) for column in zip(*scores)])) if statistic and len(scores) else mean(scores)
+    return dict(value=value, n=len(scores), groups=len(set(groups)) if len(groups) else len(scores), low=low, high=high)

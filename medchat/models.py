@@ -380,7 +380,7 @@ def load_run(
     "The tuned model of a run and its processor."
     config, adapter = read_run(run), Path(run)/"adapter"
     if not (adapter/"adapter_model.safetensors").is_file():
-        raise MedchatError("the run has no adapter yet", run, f"Finish it: medchat train --data {config.get('data', 'DIR')} --base {config['base']} --run {run} --resume")
+        raise MedchatError("the run has no adapter yet", run, "Finish it: its medchat train command again, with --resume")
     if (now := base_hash(resolve_base(config["base"]))) != config.get("base_sha256"):
         raise MedchatError("the base is not the one this run was trained on", f"{config['base']} {now[:12]}, was {str(config.get('base_sha256'))[:12]}", "Train again")
     model, processor = load_model(config["base"], config.get("load_in_4bit", True) if load_in_4bit is None else load_in_4bit)

@@ -83,10 +83,12 @@ def check_numbers(
     ids: Sequence[str], # of the records in the batches of this step
 ):
     "Stop when something is no longer a number; `bad_batch.json` says on what."
+    from accelerate.utils import gather_object
     for name in ("loss", "eval_loss", "grad_norm"):
         if math.isfinite((logs or {}).get(name, 0)): continue
-        with replacing(run/"bad_batch.json") as tmp: tmp.write_text(json.dumps(dict(step=step, what=name, records=list(ids)), indent=2) + "\n")
-        raise MedchatError(f"the {name} is no longer a number", f"step {step}", "Lower --learning-rate and train into a new run; bad_batch.json names the records")
+        records = [] if name == "eval_loss" else gather_object(list(ids)) # of all processes; at a look nothing is noted
+        with replacing(run/"bad_batch.json") as tmp: tmp.write_text(json.dumps(dict(step=step, what=name, records=records), indent=2) + "\n")
+        raise MedchatError(f"the {name} is no longer a number", f"step {step}", "Lower --learning-rate and train into a new run" + ("; bad_batch.json names the records" if records else ""))
 
 # %% ../nbs/11b_runs.ipynb #0014-exportcl
 class catching_interrupt:

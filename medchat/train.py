@@ -15,7 +15,7 @@ from .families import family_of, lora_targets
 from .memory import base_sizes, free_memory, memory_advice
 from .messages import prompt_messages
 from .metrics import closed_accuracy
-from .models import add_lora, base_hash, choose_backend, generate_replies, load_model, resolve_base, same_sort, set_training, trained_parts
+from .models import add_lora, base_hash, choose_backend, generate_replies, import_transformers, load_model, resolve_base, same_sort, set_training, trained_parts
 from .plots import in_notebook, make_live_plot, read_log
 from .runs import catching_interrupt, check_run, cut_log, data_hash, make_logger, steps_done, versions
 from .stages import ImageProbe, check_start, contrast_loss, start_projector, to_descriptions
@@ -121,7 +121,10 @@ class reader_error:
     "While it is open, an error of a process that reads ahead is one line again."
     def __enter__(self): pass
     def __exit__(self, kind, error, _):
-        if isinstance(error, MedchatError) and "in DataLoader worker process" in error.problem: raise MedchatError(error.problem.rsplit("MedchatError: ", 1)[1].strip()) from error
+        if not isinstance(error, Exception): return
+        text = error.problem if isinstance(error, MedchatError) else str(error)
+        if re.search(r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)", text): raise MedchatError("a process that reads ahead was ended", text.splitlines()[0][:120], "Perhaps memory ran out: go on with --resume, or train into a new run with a smaller --batch-size") from None
+        if "in DataLoader worker process" in text: raise kind(text.strip().splitlines()[-1].partition(": ")[2]) from None # torch puts the whole traceback into the text
 
 # %% ../nbs/12_train.ipynb #0016-exportde
 def set_projector_rate(
@@ -416,7 +419,7 @@ def _fit(run, s, config, checkpoint, before, model, collate, lessons, lengths, d
     if trainer.is_world_process_zero(): finish_run(run, trainer.model, weights, processor, s["base"], bool(s["patience"]))
 
 def _workers(): # processes that read and preprocess ahead
-    if sys.platform != "linux" or os.cpu_count() == 1: return 0
+    if sys.platform != "linux" or os.cpu_count() == 1 or shutil.disk_usage("/dev/shm").free < 2**30: return 0 # batches are handed over in shared memory, of which a container may have little
     return 2 if choose_backend().device == "cuda" else 1
 
 # %% ../nbs/12_train.ipynb #0039-exportde
@@ -426,7 +429,8 @@ def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None)
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dataset, lessons = lessons or read_lessons(settings)
     model, collate = _model_for(settings)
-    lengths = count_tokens(collate.processor, lessons, collate.max_length)
+    room = settings["turns_per_image"] - 1 # in another order each question may be a token longer
+    lengths = count_tokens(collate.processor, lessons, collate.max_length and collate.max_length - room)
     if int(os.environ.get("RANK", 0)) == 0:
         receipt = _receipt(settings, config, model, collate, lessons, lengths)
         with replacing(run/"config.json") as tmp: tmp.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -436,6 +440,7 @@ def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None)
 # %% ../nbs/12_train.ipynb #0040-exportde
 def _child(*args):
     "The work of one of several processes; says so when it was stopped."
+    import_transformers() # first: it quiets what torch would say while it is imported
     try: _work(*args)
     except KeyboardInterrupt as e: return str(e) or "stopped"
 
@@ -480,6 +485,7 @@ def _train(run: Path, settings: dict, resume: bool, callbacks: list) -> Path:
     config = make_config(s, dataset, lessons)
     if s["start_from"]: check_start(s["start_from"], s["base"])
     checkpoint = check_run(run, config, resume)
+    if resume and not run.exists(): print(f"{run}: nothing to resume, it begins anew", file=sys.stderr)
     if (run/"adapter"/"adapter_model.safetensors").is_file(): print(f"{run} is finished: nothing to resume")
     else:
         before = cut_log(run, steps_done(checkpoint) if checkpoint else -1) if run.is_dir() else 0. # -1: the look before the first step comes again too
@@ -523,7 +529,7 @@ def train(
     save_steps: int = 100,         # steps between two checkpoints
     seed: int = 3407,              # of the order of the data and of the first LoRA values
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none", # also log there
-    processes: int = 1,            # on this machine, each with its part of every batch
+    processes: int = 1,            # on this machine; each takes --batch-size, so a step holds so many times more
     shard: bool = False,           # several GPUs hold one base together (FSDP), for a base that does not fit one of them
     resume: bool = False,          # continue a run that was stopped
     callbacks: tuple = (),         # more trainer callbacks, from Python only

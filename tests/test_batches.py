@@ -130,6 +130,7 @@ def test_the_questions_come_in_another_order_each_time(data):
         if "+" in one["id"]: assert len({r["id"] for r in (one, *later)}) > 1
     eq(times[3], [Lessons(split, 3, seed=1)[i + 3*len(lessons)] for i in range(len(lessons))]) # whoever reads it: a run goes on with the same
     eq([r["id"] for r in lessons], [r["id"] for r in times[0]])
+    with pytest.raises(IndexError): lessons[-1]
 
 def test_lessons_tell_who_has_images(tmp_path):
     data = make_data(tmp_path, [row(f"r{i}", [("Why?", "so")], [f"{i}.png"] if i % 3 else []) for i in range(9)])

@@ -10,7 +10,7 @@ from PIL import Image
 import medchat.evaluate as E
 from medchat.core import MedchatError, write_jsonl
 from medchat.curate import convert, read_dataset
-from medchat.evaluate import (Question, answer_questions, compare_replies, evaluate, leaks_of, majority_replies, plan_batches, read_questions, score_reply,
+from medchat.evaluate import (Question, text_scores, text_table, answer_questions, compare_replies, evaluate, leaks_of, majority_replies, plan_batches, read_questions, score_reply,
     score_table, summarise_replies)
 
 
@@ -184,6 +184,19 @@ def test_the_table_is_aligned():
     qs = [_question(0, types=["a long name of a type"]), _question(1, kind="report", reference="x")]
     lines = score_table(compare_replies(qs, ["no", ""], ["yes", "x"])).splitlines()
     assert len({len(line) for line in lines}) == 1 and "+100.0" in lines[1] and "1.000" in lines[1] and lines[1].startswith("closed accuracy")
+
+def test_texts_get_the_scores_of_the_papers():
+    report = "The heart is enlarged. No pneumothorax."
+    qs = [_question(0), _question(1, answer_type="open", reference="left lung"), _question(2, answer_type="open", reference="nodule", group=7), _question(3, kind="report", reference=report)]
+    got = text_scores(qs, ["yes", "the left upper lung", "nodule", "The heart is not enlarged. No pneumothorax."])
+    assert list(got) == ["open", "report"] # closed questions are no texts
+    assert [got["open"][k]["value"] for k in ("exact_match", "precision", "recall", "f1")] == pytest.approx([.5, (2/3 + 1)/2, 1, (.8 + 1)/2])
+    assert all(s["n"] == 2 and s["low"] <= s["value"] <= s["high"] for s in got["open"].values())
+    assert got["report"]["rouge_1"]["value"] > .9 and got["report"]["finding_f1_micro"]["value"] == 0
+    assert {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor_exact_stem", "cider", "finding_f1_micro", "finding_f1_macro"} == set(got["report"])
+    table = text_table(text_scores(qs, [""]*4), got).splitlines()
+    assert len({len(line) for line in table}) == 1 and any(line.startswith("report rouge l") for line in table) and text_table({}, {}) == ""
+    assert text_scores(qs[:1], ["yes"]) == {}
 
 
 # --- the whole of it

@@ -273,6 +273,22 @@ def test_a_record_that_cannot_be_read_is_one_line_whoever_reads_it(data, tmp_pat
     with pytest.raises(MedchatError, match=r"^nothing in a record would be learnt: \S+\. Check its answers and the base's chat template$"):
         train(data, run=str(tmp_path/"run"), **{**SHORT, "eval_records": 0, "answer_records": 0})
 
+@pytest.mark.parametrize("problem, want", [
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), r"^a process that reads ahead was ended: DataLoader worker .*\. Perhaps memory ran out: go on with --resume"),
+    (lambda: (_ for _ in ()).throw(ValueError("no such thing")), r"^no such thing$"),
+    (lambda: (_ for _ in ()).throw(MedchatError("cannot read the image", "x.png", "Look at it")), r"^cannot read the image: x.png\. Look at it$")])
+def test_whatever_ends_a_reader_is_one_line(problem, want):
+    loader = module.make_loader([0, 1, 2, 3], [[0], [1], [2], [3]], lambda rows: problem() if rows == [2] else rows, 1, False)
+    with pytest.raises((MedchatError, ValueError), match=want) as e:
+        with module.reader_error(): list(loader)
+    assert "\n" not in str(e.value)
+
+def test_little_shared_memory_means_no_reader(monkeypatch):
+    real = module.shutil.disk_usage
+    for free, workers in ((2**31, 1), (2**26, 0)):
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda path: real(path)._replace(free=free))
+        eq(module._workers(), workers if sys.platform == "linux" and os.cpu_count() > 1 else 0)
+
 def test_running_out_of_memory_is_one_line_with_a_way_out(data, tmp_path):
     import torch
     with pytest.raises(MedchatError, match=r"out of memory: .*Train into a new run with --batch-size 2 --gradient-accumulation 2") as e:
