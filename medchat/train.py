@@ -115,7 +115,10 @@ def make_loader(
     from torch.utils.data import DataLoader
     return DataLoader(dataset, batch_sampler=plan, collate_fn=collate, num_workers=workers, worker_init_fn=_calm, prefetch_factor=4 if workers else None, pin_memory=pin)
 
-def _calm(_): signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C reaches every process of a terminal: the trainer decides what it means
+def _calm(_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C reaches every process of a terminal: the trainer decides what it means
+    say = sys.excepthook # if the trainer is killed while it takes a batch, nobody is left to be told
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, (ConnectionError, EOFError)) else say(kind, *rest)
 
 class reader_error:
     "While it is open, an error of a process that reads ahead is one line again."

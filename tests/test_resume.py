@@ -5,9 +5,9 @@ import pytest
 from fastcore.test import test_eq as eq
 
 root = Path(__file__).resolve().parent.parent
-SETTINGS = dict(base="tiny-qwen2-vl", max_steps=16, batch_size=2, gradient_accumulation=2, lora_dropout=.1, learning_rate=5e-3, warmup_steps=2, # dropout: the random state counts too
+SETTINGS = dict(base="tiny-qwen2-vl", max_steps=16, batch_size=2, gradient_accumulation=2, turns_per_image=2, lora_dropout=.1, learning_rate=5e-3, warmup_steps=2, # dropout: the random state counts too
     eval_steps=4, eval_records=4, answer_records=2, save_steps=2)
-ENDING = SETTINGS | dict(learning_rate=.3, eval_steps=2, patience=2, lora_dropout=0.) # at this rate it gets worse soon
+ENDING = SETTINGS | dict(turns_per_image=1, learning_rate=.3, eval_steps=2, patience=2, lora_dropout=0.) # at this rate it gets worse soon
 
 # ---- the script: imports everything once, then forks a process for each try, so that a try costs seconds
 
