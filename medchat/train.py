@@ -15,7 +15,7 @@ from .families import family_of, lora_targets
 from .memory import base_sizes, free_memory, memory_advice
 from .messages import prompt_messages
 from .metrics import closed_accuracy
-from .models import add_lora, base_hash, choose_backend, generate_replies, import_transformers, load_model, resolve_base, same_sort, set_training, trained_parts
+from .models import add_lora, base_hash, choose_backend, generate_replies, load_model, resolve_base, same_sort, set_training, trained_parts
 from .plots import in_notebook, make_live_plot, read_log
 from .runs import catching_interrupt, check_run, cut_log, data_hash, make_logger, steps_done, versions
 from .stages import ImageProbe, check_start, contrast_loss, start_projector, to_descriptions
@@ -443,7 +443,6 @@ def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None)
 # %% ../nbs/12_train.ipynb #0040-exportde
 def _child(*args):
     "The work of one of several processes; says so when it was stopped."
-    import_transformers() # first: it quiets what torch would say while it is imported
     try: _work(*args)
     except KeyboardInterrupt as e: return str(e) or "stopped"
 
