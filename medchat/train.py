@@ -443,6 +443,7 @@ def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None)
 # %% ../nbs/12_train.ipynb #0040-exportde
 def _child(*args):
     "The work of one of several processes; says so when it was stopped."
+    logging.disable(logging.WARNING) # torch warns of its own parts, and sets its loggers back when more of it is imported
     try: _work(*args)
     except KeyboardInterrupt as e: return str(e) or "stopped"
 
