@@ -113,7 +113,8 @@ def make_loader(
 ):
     "Batches in a fixed order."
     from torch.utils.data import DataLoader
-    return DataLoader(dataset, batch_sampler=plan, collate_fn=collate, num_workers=workers, worker_init_fn=_calm, prefetch_factor=4 if workers else None, pin_memory=pin)
+    return DataLoader(dataset, batch_sampler=plan, collate_fn=collate, num_workers=workers, worker_init_fn=_calm, multiprocessing_context="fork" if workers else None, # in one of several processes it would be "spawn": everything imported once more
+        prefetch_factor=4 if workers else None, pin_memory=pin)
 
 def _calm(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C reaches every process of a terminal: the trainer decides what it means
@@ -443,7 +444,6 @@ def _work(run, settings, config, checkpoint, before, callbacks=(), lessons=None)
 # %% ../nbs/12_train.ipynb #0040-exportde
 def _child(*args):
     "The work of one of several processes; says so when it was stopped."
-    logging.disable(logging.WARNING) # torch warns of its own parts, and sets its loggers back when more of it is imported
     try: _work(*args)
     except KeyboardInterrupt as e: return str(e) or "stopped"
 
