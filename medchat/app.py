@@ -4,9 +4,10 @@
 
 # %% ../nbs/18_app.ipynb #0004-exportfr
 from __future__ import annotations
-import html, os, socket, sys, tempfile, threading, time
+import html, json, os, socket, sys, tempfile, threading, time
 from abc import ABCMeta
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Iterator
 from fastcore.basics import patch
@@ -17,8 +18,8 @@ from .messages import clean_text
 from .models import read_run
 
 # %% auto #0
-__all__ = ['example_questions', 'page_css', 'Session', 'say_error', 'example_images', 'page_theme', 'build_app', 'check_port',
-           'at_home', 'launch_app', 'app']
+__all__ = ['example_questions', 'page_css', 'Session', 'say_error', 'keep_thumb', 'example_images', 'page_theme', 'build_app',
+           'check_port', 'at_home', 'launch_app', 'app']
 
 # %% ../nbs/18_app.ipynb #0007-exportcl
 class Session:
@@ -27,7 +28,7 @@ class Session:
         chat: Chat, # gives the model; the session never adds to this conversation
     ):
         self._new = lambda: type(chat)(chat.model, chat.processor, chat.max_new_tokens)
-        self.chat, self.turns, self.waiting, self.busy, self.stopped = self._new(), [], None, False, False
+        self.chat, self.turns, self.thumbs, self.waiting, self.busy, self.stopped = self._new(), [], {}, None, False, False # thumbs: place of an answer in turns -> liked
         self.image, self.file, self.seen, self.lock = None, None, set(), threading.RLock() # the PIL image and where it came from
 
     def __deepcopy__(self, memo): return self # Gradio copies what it keeps for a tab; a model must not be copied
@@ -43,7 +44,7 @@ def stop(self: Session):
 def clear(self: Session):
     "Forget the conversation; the image stays."
     self.stop()
-    self.chat, self.turns, self.busy, self.waiting = self._new(), [], False, None
+    self.chat, self.turns, self.thumbs, self.busy, self.waiting = self._new(), [], {}, False, None
 
 # %% ../nbs/18_app.ipynb #0012-exportpa
 @patch
@@ -101,7 +102,19 @@ def say_error(
     name = f" ({Path(error.value).name})" if isinstance(error.value, (str, Path)) else ""
     return f"{error.problem[:1].upper()}{error.problem[1:]}{name}. {error.hint}".strip().rstrip(".") + "."
 
-# %% ../nbs/18_app.ipynb #0024-exportex
+# %% ../nbs/18_app.ipynb #0024-exportde
+def keep_thumb(
+    run: str | Path,   # a run folder
+    liked: bool | str, # as the browser says it; an empty text: a thumb was taken back, and nothing is written
+) -> bool: # was a line written?
+    "Add a thumb to RUN/feedback.jsonl; never raises for a folder that cannot be written."
+    if not isinstance(liked, bool): return False
+    try:
+        with open(Path(run)/"feedback.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(time=datetime.now(timezone.utc).isoformat(timespec="seconds"), liked=liked)) + "\n")
+    except OSError as e: print(f"medchat app: a thumb was not kept: {e.strerror}", file=sys.stderr); return False
+    return True
+
+# %% ../nbs/18_app.ipynb #0027-exportex
 example_questions = ["Is the heart enlarged?", "Is there a pleural effusion?", "Is there a pneumothorax?", "Is there a nodule?", "What abnormality is seen?"]
 
 def example_images(
@@ -113,7 +126,7 @@ def example_images(
     by_caption = {row["turns"][-1]["text"]: row["images"][0] for row in rows if row["images"]}
     return [str(sample_data()/"phantoms"/by_caption[c]) for c in sorted(by_caption)[:: max(1, len(by_caption) // count)][:count]]
 
-# %% ../nbs/18_app.ipynb #0027-exportpa
+# %% ../nbs/18_app.ipynb #0030-exportpa
 page_css = """
 .gradio-container {max-width: 1160px !important; margin: 0 auto !important}
 .gradio-container > .main {padding: 0 !important}
@@ -139,7 +152,7 @@ page_css = """
 }
 """
 
-# %% ../nbs/18_app.ipynb #0028-exportde
+# %% ../nbs/18_app.ipynb #0031-exportde
 def page_theme():
     "A calm theme from the system's own fonts."
     import gradio as gr
@@ -151,7 +164,7 @@ def page_theme():
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800", button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_600", button_secondary_border_color="*neutral_300", block_label_text_color="*primary_700")
 
-# %% ../nbs/18_app.ipynb #0030-exportde
+# %% ../nbs/18_app.ipynb #0033-exportde
 def _scan(gr):
     "Gradio's image box, handing over the file as it was uploaded: `load_image` decides what is an image."
     async def only_uploaded(self, path):
@@ -160,10 +173,10 @@ def _scan(gr):
     own = dict(preprocess=lambda self, payload: payload.path if payload else None, async_move_resource_to_block_cache=only_uploaded, is_template=True, __module__=__name__)
     return ABCMeta.__new__(type(gr.Image), "Image", (gr.Image,), own) # by ABCMeta: Gradio's own way would write a file beside this module
 
-# %% ../nbs/18_app.ipynb #0031-exportde
-def _parts(gr, title: str, base: str) -> dict:
+# %% ../nbs/18_app.ipynb #0034-exportde
+def _parts(gr, title: str, base: str, thumbs: bool) -> dict:
     "The parts of the page, by name."
-    head = f"<h1>{html.escape(title)}</h1><p>{html.escape(base + ', fine-tuned with medchat. ' if base else '')}It runs on this machine, and your images stay on it.</p>"
+    head = f"<h1>{html.escape(title)}</h1><p>{html.escape(base + ', fine-tuned with medchat. ' if base else '')}It runs on this machine, and your images stay on it.{' Thumbs are counted on this machine only, without words or images.' if thumbs else ''}</p>"
     gr.HTML(f'<div id="draft" role="note">{html.escape(DISCLAIMER)}</div><div id="head">{head}</div>', padding=False)
     box = {}
     with gr.Row(equal_height=False):
@@ -183,16 +196,17 @@ def _parts(gr, title: str, base: str) -> dict:
             box["notice"] = gr.HTML(elem_id="notice", padding=False)
     return box
 
-# %% ../nbs/18_app.ipynb #0033-exportsh
+# %% ../nbs/18_app.ipynb #0036-exportsh
 _shown = ("image", "talk", "notice", "question", "send", "stop")
 
 def _show(gr, tab: Session, error: str = "", **more) -> list:
     "Values for the parts in `_shown`; what is not said stays as it is."
     notice = f'<div class="medchat-notice" role="alert">{html.escape(error)}</div>' if error else ""
-    values = dict(talk=[dict(t, content=html.escape(t["content"], quote=False)) for t in tab.turns], notice=notice, send=gr.update(visible=not tab.busy), stop=gr.update(visible=tab.busy)) | more
+    talk, thumbs = [dict(t, content=html.escape(t["content"], quote=False)) for t in tab.turns], [{True: "Like", False: "Dislike"}.get(tab.thumbs.get(i)) for i in range(1, len(tab.turns), 2)]
+    values = dict(talk=gr.update(value=talk, feedback_value=thumbs), notice=notice, send=gr.update(visible=not tab.busy), stop=gr.update(visible=tab.busy)) | more
     return [values.get(name, gr.skip()) for name in _shown]
 
-# %% ../nbs/18_app.ipynb #0034-exportde
+# %% ../nbs/18_app.ipynb #0037-exportde
 def _handlers(gr) -> dict:
     "What happens when someone uploads, asks, waits or clears."
     def look(tab, file):
@@ -218,16 +232,26 @@ def _handlers(gr) -> dict:
         return _show(gr, tab)
     return dict(look=look, ask=ask, answer=answer, clear=clear)
 
-# %% ../nbs/18_app.ipynb #0035-exportde
+# %% ../nbs/18_app.ipynb #0038-exportde
+def _thumb(gr, run):
+    "What happens when someone presses a thumb: the words that come with it are not looked at."
+    def thumb(tab, event: gr.LikeData): # the same thumb on the same answer counts once
+        if tab.thumbs.get(event.index) is not event.liked and keep_thumb(run, event.liked): tab.thumbs[event.index] = event.liked
+    thumb.__annotations__["event"] = gr.LikeData # Gradio reads it, and this module keeps its annotations as text
+    return thumb
+
+# %% ../nbs/18_app.ipynb #0039-exportde
 def build_app(
     chat: Chat,            # every browser tab talks to a copy of it that shares its model
     title: str = "medchat", # such as the name of the run
     base: str = "",         # name of the base that was tuned
+    run: str | Path | None = None, # its folder: keeps the thumbs, where it can be written; without one there are none
 ): # gr.Blocks
     "The chat page; show it with `launch_app`."
     gr = need("gradio", "The chat page")
     with gr.Blocks(title=f"{title} - medchat", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
-        box, do = _parts(gr, title, base), _handlers(gr)
+        thumbs = run is not None and os.access(run, os.W_OK)
+        box, do = _parts(gr, title, base, thumbs), _handlers(gr)
         out, tab, image = [box[name] for name in _shown], gr.State(), box["image"]
         tab.value = lambda: Session(chat) # made when a tab first needs it, and kept for that tab
         quick = dict(queue=False, show_progress="hidden", api_visibility="private")
@@ -238,9 +262,10 @@ def build_app(
         box["ready"].click(lambda t, file, row: do["ask"](t, file, row[0]), [tab, image, box["ready"]], out, **quick).then(do["answer"], tab, out, **slow)
         box["stop"].click(lambda t: t.stop(), tab, None, **quick)
         gr.on([box["clear"].click, box["talk"].clear], do["clear"], tab, out, **quick)
+        if thumbs: box["talk"].like(_thumb(gr, run), tab, None, **quick)
     return page
 
-# %% ../nbs/18_app.ipynb #0037-exportde
+# %% ../nbs/18_app.ipynb #0041-exportde
 def check_port(
     port: int,
 ):
@@ -252,7 +277,7 @@ def check_port(
         except PermissionError as e: raise MedchatError("this port is for the system's own services", port, "Choose one above 1023: --port 7861") from e
         except OSError as e: raise MedchatError("the port is in use", port, f"Close what runs there, or choose another: --port {port % 65535 + 1}") from e
 
-# %% ../nbs/18_app.ipynb #0039-exportcl
+# %% ../nbs/18_app.ipynb #0043-exportcl
 class _OnlyHere:
     "Refuse other host names, and tell the browser to load nothing from elsewhere."
     policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -270,7 +295,7 @@ class _OnlyHere:
             await send(message)
         await self.app(scope, receive, guarded)
 
-# %% ../nbs/18_app.ipynb #0040-exportco
+# %% ../nbs/18_app.ipynb #0044-exportco
 @contextmanager
 def at_home():
     "Inside: Gradio reports to nobody, talks to itself without a proxy, and keeps uploads in a folder that is removed afterwards."
@@ -283,7 +308,7 @@ def at_home():
         finally:
             for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
-# %% ../nbs/18_app.ipynb #0041-exportde
+# %% ../nbs/18_app.ipynb #0045-exportde
 def launch_app(
     page,             # what `build_app` made
     port: int = 7860, # on 127.0.0.1
@@ -297,7 +322,7 @@ def launch_app(
     except OSError as e: raise MedchatError("the port is in use", port, f"Choose another: --port {port + 1}") from e
     return f"http://127.0.0.1:{port}"
 
-# %% ../nbs/18_app.ipynb #0048-exportde
+# %% ../nbs/18_app.ipynb #0052-exportde
 def _open_browser(address: str):
     "Open the page in a graphical browser, if there is one."
     import webbrowser
@@ -314,7 +339,7 @@ def app(
     need("gradio", "The chat page")
     with at_home(), ending_well():
         print("Loading the model ...", flush=True)
-        page = build_app(Chat.of_run(run), Path(run).resolve().name, Path(config["base"]).name)
+        page = build_app(Chat.of_run(run), Path(run).resolve().name, Path(config["base"]).name, Path(run).resolve())
         address = launch_app(page, port)
         print(f"{DISCLAIMER}\nmedchat is at {address} (Ctrl-C ends it)", flush=True)
         if open_browser: _open_browser(address)

@@ -27,6 +27,8 @@ COMMANDS = { # name -> "module:function", in the order of the work
     "train":    "train:train",
     "plot":     "plots:plot_runs",
     "evaluate": "evaluate:evaluate",
+    "report":   "page:report",
+    "dashboard": "dashboard:dashboard",
     "compare":  "compare:compare",
     "chat":     "chat:chat",
     "app":      "app:app",
@@ -35,7 +37,7 @@ COMMANDS = { # name -> "module:function", in the order of the work
 
 # %% ../nbs/21_cli.ipynb #0010-exportby
 BY_PLACE = { # command -> the parameters that take no --name
-    "count": ["source"], "convert": ["source"], "stats": ["data"], "show": ["data"], "export-data": ["data"], "plot": ["runs"], "evaluate": ["runs"], "chat": ["run"], "app": ["run"], "push": ["run", "repo_id"]}
+    "count": ["source"], "convert": ["source"], "stats": ["data"], "show": ["data"], "export-data": ["data"], "plot": ["runs"], "evaluate": ["runs"], "report": ["run"], "dashboard": ["folder"], "chat": ["run"], "app": ["run"], "push": ["run", "repo_id"]}
 
 EXAMPLES = { # command -> a line that works in a clone of the repository
     "doctor":   "medchat doctor",
@@ -49,6 +51,8 @@ EXAMPLES = { # command -> a line that works in a clone of the repository
     "train":    "medchat train --data demo/data --base tiny-qwen2-vl --run demo/run --max-steps 500",
     "plot":     "medchat plot demo/run",
     "evaluate": "medchat evaluate demo/run --data demo/data",
+    "report":   "medchat report demo/run",
+    "dashboard": "medchat dashboard demo",
     "compare":  "medchat compare --data demo/data --out demo/families --bases tiny-qwen2-vl --max-steps 50",
     "chat":     "medchat chat demo/run --image sample_data/phantoms/images/p0001.png --question 'Is the heart enlarged?'",
     "app":      "medchat app demo/run",

@@ -83,7 +83,7 @@ def compare(
     rows, out, runs = [], Path(out), [str(Path(out)/_run_name(b)) for b in names]
     for base, run in zip(names, runs):
         _train_apart(base=base, run=run, resume=Path(run).exists(), **settings)
-        rows.append(compare_row(run, evaluate([run], data, split, limit=limit)[0]))
+        rows.append(compare_row(run, evaluate([run], data, split, limit=limit, probes=False)[0]))
     table = compare_table(rows)
     with replacing(out/"comparison.json") as tmp: tmp.write_text(json.dumps(rows, indent=1) + "\n")
     with replacing(out/"comparison.md") as tmp: tmp.write_text(table + "\n")

@@ -15,8 +15,8 @@ from .images import load_image
 
 # %% auto #0
 __all__ = ['Backend', 'choose_backend', 'import_transformers', 'in_cache', 'resolve_base', 'base_hash', 'greedy', 'load_model',
-           'set_training', 'template_text', 'encode', 'same_sort', 'generate_replies', 'add_lora', 'trained_parts',
-           'read_run', 'load_adapter', 'load_run']
+           'set_training', 'template_text', 'encode', 'same_sort', 'answer_prompts', 'generate_replies', 'add_lora',
+           'trained_parts', 'read_run', 'load_adapter', 'load_run']
 
 # %% ../nbs/10_models.ipynb #0007-exportda
 @dataclass(frozen=True)
@@ -244,6 +244,11 @@ def template_text(
     return processor.apply_chat_template(clean, tokenize=False, add_generation_prompt=add_generation_prompt)
 
 # %% ../nbs/10_models.ipynb #0037-exportde
+def _check_places(messages, images):
+    for m, i in zip(messages, images, strict=True):
+        places = sum(part["type"] == "image" for turn in m for part in turn["content"])
+        if places != len(i): raise MedchatError("the messages and their images do not match", f"{places} places, {len(i)} images", "Build them with to_messages")
+
 def encode(
     processor,
     messages: list[list[dict]], # one conversation per row
@@ -252,9 +257,7 @@ def encode(
     padding_side: str = "left", # left to generate, right to train
 ):
     "Conversations and their images as one padded batch of tensors."
-    for m, i in zip(messages, images, strict=True):
-        places = sum(part["type"] == "image" for turn in m for part in turn["content"])
-        if places != len(i): raise MedchatError("the messages and their images do not match", f"{places} places, {len(i)} images", "Build them with to_messages")
+    _check_places(messages, images)
     text = [template_text(processor, m, add_generation_prompt) for m in messages]
     rows = [[load_image(i) for i in row] for row in images]
     pictures = rows if all(rows) else [i for row in rows for i in row] # row by row where it matters: a mark among the words may stand for any of them
@@ -270,34 +273,93 @@ def same_sort(
     for i, row in enumerate(images): sorts.setdefault(0 if family.mixes else len(row), []).append(i)
     return [sorts[n] for n in sorted(sorts, reverse=True)]
 
-def _generate(model, processor, messages, images, max_new_tokens):
-    "The greedy replies to conversations of one sort."
+# %% ../nbs/10_models.ipynb #0044-exportde
+def _see(model, processor, starts: list[str], pictures: list[tuple]) -> dict:
+    "Read each image with what stands before it: cache, mask, the next position, and, where the family has one, Llama's mask of image tiles."
     import torch
-    batch = encode(processor, messages, images, add_generation_prompt=True, padding_side="left").to(model.device)
-    config = greedy(processor, max_new_tokens, model.generation_config.eos_token_id)
-    with torch.no_grad(): out = model.generate(**batch, generation_config=config) # not inference_mode: a base that several processes share could not be trained after it
-    return [t.strip() for t in processor.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+    batch = processor(text=starts, images=[list(row) for row in pictures], padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt").to(model.device)
+    if "image_grid_thw" not in batch: batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0) # Qwen counts them itself; the others would count what fills up a row
+    out = model(**batch, use_cache=True, logits_to_keep=1)
+    shift = getattr(out, "rope_deltas", None) # Qwen counts an image by its sides, not by its tokens
+    place = batch["attention_mask"].sum(1) + (0 if shift is None else shift.view(-1))
+    return dict(cache=out.past_key_values, mask=batch["attention_mask"], place=place, tiles=batch.get("cross_attention_mask"))
 
-# %% ../nbs/10_models.ipynb #0043-exportde
-def generate_replies(
+# %% ../nbs/10_models.ipynb #0045-exportde
+def _write(model, seen: dict | None, owner: list[int], ids, mask, max_new_tokens: int, ends: list[int], pad: int):
+    "The likeliest token each time, for all questions at once. Returns token ids and the log-probability of each reply."
+    import torch
+    owner = torch.tensor(owner, device=ids.device)
+    cache, place, options = None, torch.zeros_like(owner), {}
+    if seen:
+        cache = seen["cache"]; cache.batch_select_indices(owner)
+        place, mask = seen["place"][owner], torch.cat([seen["mask"][owner], mask], 1)
+        if seen["tiles"] is not None: options["cross_attention_mask"] = seen["tiles"][owner, -1:].expand(-1, mask.shape[1] + max_new_tokens, -1, -1)
+    steps = mask[:, -ids.shape[1]:].cumsum(1) - 1
+    positions, said, done, logp = (place[:, None] + steps).clamp(min=0), [], torch.zeros(len(ids), dtype=torch.bool, device=ids.device), torch.zeros(len(ids), device=ids.device)
+    for _ in range(max_new_tokens):
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1, **options)
+        chance, ids = out.logits[:, -1].float().log_softmax(-1).max(-1)
+        logp, ids, cache = logp + chance.masked_fill(done, 0), ids.masked_fill(done, pad)[:, None], out.past_key_values
+        said.append(ids); done |= torch.isin(ids[:, 0], torch.tensor(ends, device=ids.device))
+        if done.all(): break
+        mask, positions = torch.cat([mask, torch.ones_like(ids)], 1), positions[:, -1:] + 1
+    return torch.cat(said, 1), logp
+
+# %% ../nbs/10_models.ipynb #0046-exportde
+def _answer(model, processor, messages, images, max_new_tokens):
+    "Replies and their probabilities, for conversations of one sort."
+    import torch
+    tokenizer, mark = processor.tokenizer, processor.image_token
+    texts = [template_text(processor, m, True) for m in messages]
+    starts = [("".join(text.rpartition(mark)[:2]), *map(_same, row)) for text, row in zip(texts, images)] # up to the last image
+    first = {start: i for i, start in reversed(list(enumerate(starts)))} # where each image is met first
+    order = {start: k for k, start in enumerate(first)}
+    config, seen = greedy(processor, max_new_tokens, model.generation_config.eos_token_id), None
+    with torch.no_grad(): # not inference_mode: a base that several processes share could not be trained after it
+        if any(images): seen = _see(model, processor, [start[0] for start in first], [[load_image(i) for i in images[i]] for i in first.values()])
+        rest = tokenizer.pad({"input_ids": [_after(ids, tokenizer.convert_tokens_to_ids(mark)) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]}, padding_side="left", return_tensors="pt").to(model.device)
+        ids, logp = _write(model, seen, [order[start] for start in starts], rest["input_ids"], rest["attention_mask"], max_new_tokens, config.eos_token_id, tokenizer.pad_token_id)
+    return list(zip([t.strip() for t in tokenizer.batch_decode(ids, skip_special_tokens=True)], logp.exp().tolist()))
+
+def _after(ids, mark): # the tokens after the last mark; cut as tokens, since words are not always split alike at the start of a text
+    return ids[len(ids) - ids[::-1].index(mark):] if mark in ids else ids
+
+def _same(image): # images with equal keys are the same
+    if isinstance(image, dict): return image["bytes"] or image["path"]
+    return image if isinstance(image, (str, bytes, Path)) else id(image)
+
+# %% ../nbs/10_models.ipynb #0047-exportde
+def answer_prompts(
     model,
     processor,
     messages: list[list[dict]], # conversations that end with a question
     images: list[list],         # the images of each
     max_new_tokens: int = 64,   # longest reply, in tokens
-) -> list[str]:
-    "The greedy reply to each conversation."
+) -> list[tuple[str, float]]:   # the greedy reply to each, and its probability: that of all its tokens together, from 0 to 1
+    "Answer conversations; each image is read once, however many ask about it."
     if any(m[-1]["role"] == "assistant" for m in messages):
         raise MedchatError("the prompt already holds the answer", messages[0][-1]["content"][0].get("text"), "Use prompt_messages")
+    _check_places(messages, images)
     was, replies = model.training, [None]*len(messages)
     set_training(model, False)
     try:
-        for rows in same_sort(family_of(model.config), images):
-            for i, reply in zip(rows, _generate(model, processor, [messages[i] for i in rows], [images[i] for i in rows], max_new_tokens)): replies[i] = reply
+        for n in {len(row) for row in images}:
+            rows = [i for i, row in enumerate(images) if len(row) == n]
+            for i, reply in zip(rows, _answer(model, processor, [messages[i] for i in rows], [images[i] for i in rows], max_new_tokens)): replies[i] = reply
     finally: set_training(model, was)
     return replies
 
-# %% ../nbs/10_models.ipynb #0046-exportde
+def generate_replies(
+    model,
+    processor,
+    messages: list[list[dict]], # as for `answer_prompts`
+    images: list[list],         # the images of each
+    max_new_tokens: int = 64,   # longest reply, in tokens
+) -> list[str]:
+    "The greedy reply to each conversation."
+    return [reply for reply, _ in answer_prompts(model, processor, messages, images, max_new_tokens)]
+
+# %% ../nbs/10_models.ipynb #0050-exportde
 def add_lora(
     model,
     r: int = 16,           # rank: the inner width of each pair
@@ -328,7 +390,7 @@ def add_lora(
         if p.requires_grad: p.data = p.data.float() # what is trained is trained at full precision
     return model
 
-# %% ../nbs/10_models.ipynb #0047-exportde
+# %% ../nbs/10_models.ipynb #0051-exportde
 def trained_parts(
     model, # from `add_lora`
 ) -> dict[str, int]: # numbers: LoRA, projector, all
@@ -339,7 +401,7 @@ def trained_parts(
     saved = sum(n for name, n in trained.items() if "modules_to_save" in name)
     return {"LoRA": sum(trained.values()) - saved, "projector": saved, "all": sum(size(p) for n, p in model.named_parameters() if "original_module" not in n)}
 
-# %% ../nbs/10_models.ipynb #0050-exportde
+# %% ../nbs/10_models.ipynb #0054-exportde
 def read_run(
     run: str | Path, # a run folder
 ) -> dict: # its config.json
@@ -349,7 +411,7 @@ def read_run(
     if isinstance(config, dict) and "base" in config and "medchat" in config: return config
     raise MedchatError("not a run folder", run, f"Make one: medchat train --data DIR --base tiny-qwen2-vl --run {run}")
 
-# %% ../nbs/10_models.ipynb #0051-exportde
+# %% ../nbs/10_models.ipynb #0055-exportde
 def load_adapter(
     model,
     adapter: str | Path, # folder with PEFT safetensors
@@ -371,7 +433,7 @@ def load_adapter(
             f"First: {sorted(stored ^ expected)[0]}")
     return tuned
 
-# %% ../nbs/10_models.ipynb #0052-exportde
+# %% ../nbs/10_models.ipynb #0056-exportde
 def load_run(
     run: str | Path,                  # a run folder
     load_in_4bit: bool | None = None, # None: as it was trained

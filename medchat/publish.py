@@ -8,13 +8,16 @@ import hashlib, json, os, re, shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from .core import DISCLAIMER, MedchatError, need, replacing
+from .evaluate import trust_lines
 from .families import FAMILIES
 from .report import leak_line
 from .models import read_run
+from .scoring import SHOWN
 
 # %% auto #0
 __all__ = ['without_paths', 'read_scores', 'read_report', 'card_metadata', 'card_recipe', 'card_data', 'card_loading',
-           'card_text', 'write_card', 'files_to_push', 'check_repo_id', 'hub_error', 'differing', 'push', 'pull']
+           'card_looks', 'card_text', 'write_card', 'files_to_push', 'check_repo_id', 'hub_error', 'differing', 'push',
+           'pull']
 
 # %% ../nbs/19_publish.ipynb #0009-exportpr
 _private = {"user", "username", "login", "host", "hostname", "node", "cwd", "home"}
@@ -33,26 +36,25 @@ def without_paths(
     return _inner_path.sub(lambda m: PurePosixPath(m[0]).name, value)
 
 # %% ../nbs/19_publish.ipynb #0012-exportde
-def _find_scores(node, path: tuple, who: str, rows: dict):
-    "Collect entries with `value` and `n` from a JSON value, base and tuned side by side."
-    if isinstance(node, list):
-        for item in node:
-            if isinstance(item, dict) and "type" in item: _find_scores({k: v for k, v in item.items() if k != "type"}, (*path[:-1], str(item["type"])), who, rows)
-    elif isinstance(node, dict) and "value" in node and "n" in node: rows.setdefault(path, {})[who] = node
-    elif isinstance(node, dict):
-        for k, v in node.items(): _find_scores(v, path if k in ("base", "tuned", "scores") else (*path, k.replace("_", " ")), k if k in ("base", "tuned") else who, rows)
+def _results(run) -> dict[str, dict]: # the evaluation files of a run
+    found = {}
+    for f in sorted((Path(run)/"eval").glob("*.json")):
+        try: found[f.stem] = json.loads(f.read_text(encoding="utf-8"))
+        except ValueError as e: raise MedchatError("broken evaluation file", f, "Repeat: medchat evaluate RUN --data DIR") from e
+    return {name: result for name, result in found.items() if isinstance(result, dict)}
 
 def read_scores(
     run: str | Path,
 ) -> list[dict]: # one per score: file, score, base, tuned (dicts of value, n, low, high, or None), always (a number, or None)
-    "All scores in the evaluation files of a run."
+    "The scores in the evaluation files of a run: overall, of texts, and of parts of the questions."
     found = []
-    for f in sorted((Path(run)/"eval").glob("*.json")):
-        try: result, rows = json.loads(f.read_text(encoding="utf-8")), {}
-        except ValueError as e: raise MedchatError("broken evaluation file", f, "Repeat: medchat evaluate RUN --data DIR") from e
-        _find_scores(result, (), "tuned", rows)
-        same = result.get("always_same") if isinstance(result, dict) else None
-        found += [dict(file=f.stem, score=", ".join(path), base=r.get("base"), tuned=r.get("tuned"), always=(same or {}).get("_".join(path).replace(" ", "_"))) for path, r in rows.items()]
+    for name, result in _results(run).items():
+        texts, same = result.get("texts") or {}, result.get("always_same") or {}
+        of = lambda who: {sort: {k: s for k, s in scores.items() if k in SHOWN} for sort, scores in (texts.get(who) or {}).items()}
+        parts = [((), result), *(((sort,), dict(base=of("base").get(sort), tuned=t)) for sort, t in of("tuned").items()), *(((row["name"],), row) for row in result.get("slices") or [])]
+        for path, part in parts:
+            base, tuned = part.get("base") or {}, part.get("tuned") or {}
+            found += [dict(file=name, score=", ".join((*path, k.replace("_", " "))), base=base.get(k), tuned=tuned.get(k), always=None if path else same.get(k)) for k in dict.fromkeys((*base, *tuned))]
     return found
 
 # %% ../nbs/19_publish.ipynb #0014-exportde
@@ -159,7 +161,21 @@ base = AutoModelForImageTextToText.from_pretrained("{'sample_data/' if base.star
 model, processor = PeftModel.from_pretrained(base, "{repo_id}"), AutoProcessor.from_pretrained("{repo_id}")
 ```"""
 
-# %% ../nbs/19_publish.ipynb #0029-exportow
+# %% ../nbs/19_publish.ipynb #0029-exportde
+def card_looks(
+    run: str | Path,
+) -> str:
+    "Whether the model needs its image, and what else the probes of an evaluation found."
+    parts = []
+    for name, result in _results(run).items():
+        looks = result.get("looks") or {}
+        show = lambda s: f"{s['value']:.2f} ({100*s['drop']['low']:.0f} to {100*s['drop']['high']:.0f} points lower)" if s else "not measured"
+        rows = [[k.replace("_", " "), _score(result["tuned"].get(k)), *(show(scores.get(k)) for scores in looks.values())] for k in (next(iter(looks.values())) if looks else ())]
+        lines = [f"- **{x[:1].upper()}{x[1:]}.**" for x in result.get("warnings") or []] + [f"- {line.strip()}" for line in (trust_lines(result) if result.get("mistakes") else ())]
+        if rows or lines: parts.append("\n\n".join(filter(None, [f"Split `{name}`.", rows and _table(["score", "its image", *looks], rows), "\n".join(lines)])))
+    return "\n\n".join(parts) or "Not measured."
+
+# %% ../nbs/19_publish.ipynb #0031-exportow
 _own_words = "<!-- Your own words below this line: medchat keeps them. -->"
 
 def card_text(
@@ -175,7 +191,7 @@ def card_text(
     curve = "![Loss by step](medchat/loss.png)\n\n" if (Path(run)/"loss.png").is_file() else ""
     return "\n\n".join([f"---\n{head}\n---\n# {repo_id.split('/')[-1] if repo_id != 'OWNER/NAME' else Path(run).resolve().name}", _use,
         "## Scores\n" + (f"Free generation on answer-free prompts; 95% intervals in brackets.\n\n{table}" if scores else "Not measured."),
-        "## Training\n" + card_recipe(config), curve + "## Data\n" + card_data(config, report), _limits,
+        "## Does it look?\n" + card_looks(run), "## Training\n" + card_recipe(config), curve + "## Data\n" + card_data(config, report), _limits,
         "## How to load\n" + card_loading(config, repo_id), _own_words]) + "\n" + (f"\n{kept}\n" if kept else "")
 
 def write_card(
@@ -187,7 +203,7 @@ def write_card(
     with replacing(path) as tmp: tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../nbs/19_publish.ipynb #0034-exportwe
+# %% ../nbs/19_publish.ipynb #0036-exportwe
 _weights = ("adapter_config.json", "adapter_model.safetensors")
 _processor_files = ("chat_template.jinja", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
@@ -204,7 +220,12 @@ def _own_file(path):
     if path.is_symlink() or path.parent.is_symlink(): raise MedchatError("a link is not sent to the Hub", path, "Put the file itself there, or remove the link")
     return path.is_file()
 
-# %% ../nbs/19_publish.ipynb #0035-exportde
+# %% ../nbs/19_publish.ipynb #0037-exportde
+def _without_answers(value): # scores without the examples: single questions, replies, and records stay here
+    if isinstance(value, dict): return {k: _without_answers(v) for k, v in value.items() if k not in ("examples", "ratings", "places")}
+    return [_without_answers(v) for v in value] if isinstance(value, list) else value
+
+# %% ../nbs/19_publish.ipynb #0038-exportde
 def files_to_push(
     run: str | Path,
     repo_id: str = "OWNER/NAME",
@@ -220,11 +241,11 @@ def files_to_push(
     files["adapter_config.json"] = clean(json.loads(files["adapter_config.json"].read_text(encoding="utf-8")))
     files["README.md"] = card_text(run, repo_id).encode()
     files["medchat/config.json"] = clean(config)
-    files |= {f"medchat/eval/{p.name}": clean(json.loads(p.read_text(encoding="utf-8"))) for p in sorted((run/"eval").glob("*.json")) if _own_file(p)}
+    files |= {f"medchat/eval/{p.name}": clean(_without_answers(json.loads(p.read_text(encoding="utf-8")))) for p in sorted((run/"eval").glob("*.json")) if _own_file(p)}
     if _own_file(run/"loss.png"): files["medchat/loss.png"] = run/"loss.png"
     return files
 
-# %% ../nbs/19_publish.ipynb #0038-exportde
+# %% ../nbs/19_publish.ipynb #0041-exportde
 def _token() -> str:
     "The token of the standard login."
     token = need("huggingface_hub", "Publishing").get_token()
@@ -244,7 +265,7 @@ def check_repo_id(
     if re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[\w])?/\w(?:[\w.-]{0,94}\w)?", repo_id, re.A) and not re.search(r"--|\.\.|\.git$", repo_id) and len(repo_id) <= 96: return repo_id
     raise MedchatError("not a repository name", repr(repo_id), "Give OWNER/NAME: letters, digits, - _ . (your owner name: hf auth whoami)")
 
-# %% ../nbs/19_publish.ipynb #0041-exportby
+# %% ../nbs/19_publish.ipynb #0044-exportby
 _by_status = {401: ("the Hub does not accept this token", "Log in again: hf auth login"),
     403: ("this token may not write there", "It needs the role 'write' and an owner that is yours: hf auth whoami"),
     404: ("the Hub has no such repository, or this token may not see it", "Check the name, and who you are: hf auth whoami"),
@@ -268,7 +289,7 @@ def hub_error(
     else: problem, hint = "the Hub refused", _without(token, next((l for e in chain for l in str(e).splitlines() if l.strip()), type(error).__name__))
     return MedchatError(problem, where, hint)
 
-# %% ../nbs/19_publish.ipynb #0044-exportde
+# %% ../nbs/19_publish.ipynb #0047-exportde
 def _bytes(source: Path | bytes) -> bytes: return source if isinstance(source, bytes) else source.read_bytes()
 
 def differing(
@@ -284,7 +305,7 @@ def differing(
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == f.blob_id
     return [path for path, source in files.items() if not same(path, _bytes(source))]
 
-# %% ../nbs/19_publish.ipynb #0047-exportde
+# %% ../nbs/19_publish.ipynb #0050-exportde
 def _show_list(run: Path, where: str, files: dict[str, Path | bytes]) -> dict[str, int]:
     "Print what goes where, and what stays."
     sizes = {k: len(v) if isinstance(v, bytes) else v.stat().st_size for k, v in sorted(files.items())}
@@ -297,7 +318,7 @@ def _show_list(run: Path, where: str, files: dict[str, Path | bytes]) -> dict[st
     print(f"{len(sizes)} files, {sum(sizes.values()):,} bytes. Stays here: {', '.join(stay) or 'nothing'}")
     return sizes
 
-# %% ../nbs/19_publish.ipynb #0048-exportde
+# %% ../nbs/19_publish.ipynb #0051-exportde
 def _send(api, repo_id: str, files: dict[str, Path | bytes], public: bool) -> str:
     "Create the repository if need be, commit everything at once, compare; gives the commit's id."
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -311,7 +332,7 @@ def _send(api, repo_id: str, files: dict[str, Path | bytes], public: bool) -> st
         raise MedchatError("the Hub does not hold what was sent", ", ".join(wrong), "Repeat the command")
     return commit
 
-# %% ../nbs/19_publish.ipynb #0049-exportde
+# %% ../nbs/19_publish.ipynb #0052-exportde
 def push(
     run: str | Path,       # a run folder
     repo_id: str,          # OWNER/NAME on the Hugging Face Hub
@@ -336,7 +357,7 @@ def push(
     print(f"Pushed and verified: {url}/tree/{out['commit']}")
     return out
 
-# %% ../nbs/19_publish.ipynb #0056-exportde
+# %% ../nbs/19_publish.ipynb #0059-exportde
 def _place(path: str) -> str | None:
     "Where a file of the repository stands in a run folder; None for what a run does not have."
     if path == "README.md": return "card.md"
@@ -356,7 +377,7 @@ def _fetch(api, repo_id: str, revision: str | None, folder: Path):
         (down/f.path).rename(folder/_place(f.path))
     shutil.rmtree(down)
 
-# %% ../nbs/19_publish.ipynb #0057-exportde
+# %% ../nbs/19_publish.ipynb #0060-exportde
 def pull(
     repo_id: str,                # OWNER/NAME on the Hugging Face Hub
     out: str | Path,             # the run folder to make; must not exist yet

@@ -14,7 +14,7 @@ from .curate import read_dataset
 from .families import family_of, lora_targets
 from .memory import base_sizes, free_memory, memory_advice
 from .messages import prompt_messages
-from .metrics import closed_accuracy
+from .replies import closed_accuracy
 from .models import add_lora, base_hash, choose_backend, generate_replies, load_model, resolve_base, same_sort, set_training, trained_parts
 from .plots import in_notebook, make_live_plot, read_log
 from .runs import catching_interrupt, check_run, cut_log, data_hash, make_logger, steps_done, versions

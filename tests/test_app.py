@@ -1,11 +1,12 @@
 "The chat page: sessions, bad input, the server's borders, and the page in a headless Chromium."
-import os, re, shutil, signal, socket, subprocess, sys, threading, time
+import json, os, re, shutil, signal, socket, subprocess, sys, threading, time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 import pytest
 from PIL import Image
 
 import medchat.app as A
-from medchat.app import Session, at_home, build_app, check_port, example_images, launch_app, say_error
+from medchat.app import Session, at_home, build_app, check_port, example_images, keep_thumb, launch_app, say_error
 from medchat.core import DISCLAIMER, MedchatError, sample_data
 from run_maker import make_hollow_run, make_run
 
@@ -104,6 +105,31 @@ def test_examples_are_held_out_and_different():
 def test_no_sample_data(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDCHAT_SAMPLE_DATA", str(tmp_path))
     assert example_images() == []
+
+
+@pytest.mark.parametrize("liked", [True, False])
+def test_a_thumb_is_a_line_with_time_and_verdict(tmp_path, liked):
+    (tmp_path/"feedback.jsonl").write_text("before\n")
+    assert keep_thumb(tmp_path, liked)
+    before, line, rest = (tmp_path/"feedback.jsonl").read_text().split("\n")
+    row = json.loads(line)
+    assert (before, rest, list(row), row["liked"]) == ("before", "", ["time", "liked"], liked)
+    assert timedelta(0) <= datetime.now(timezone.utc) - datetime.fromisoformat(row["time"]) < timedelta(minutes=1)
+
+@pytest.mark.parametrize("liked", ["", "True", "spam", None, 1, ["x"]])
+def test_only_thumbs_are_kept(tmp_path, liked):
+    assert not keep_thumb(tmp_path, liked) and list(tmp_path.iterdir()) == []
+
+def test_a_thumb_that_cannot_be_kept_is_said_in_the_terminal(tmp_path, capsys):
+    (tmp_path/"feedback.jsonl").mkdir()
+    for run in (tmp_path, tmp_path/"nowhere", tmp_path/"feedback.jsonl"/"x"): assert not keep_thumb(run, True)
+    assert capsys.readouterr().err.count("a thumb was not kept") == 3 and list(tmp_path.rglob("*")) == [tmp_path/"feedback.jsonl"]
+
+def test_no_thumbs_without_a_folder_that_can_be_written(tmp_path, monkeypatch):
+    events = lambda run: [name for f in build_app(Parrot(), run=run).fns.values() for _, name in f.targets]
+    assert "like" in events(tmp_path) and "like" not in events(None) and "like" not in events(tmp_path/"nowhere")
+    monkeypatch.setattr(os, "access", lambda *a: False) # the superuser may write anywhere
+    assert "like" not in events(tmp_path)
 
 
 # --- bad input
@@ -322,6 +348,63 @@ def test_phone(browser, page, films, width):
             assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] >= 36, (part, box)
         tab.page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
         assert tab.disclaimer_in_view()
+
+
+# --- thumbs
+
+def test_no_thumbs_without_a_run(tab, films):
+    tab.upload(films/"a.png"); tab.send("A thumb?"); tab.done(1)
+    assert "Thumbs" not in tab.page.inner_text("#head") and tab.page.get_by_role("button", name="like").count() == 0
+
+@pytest.fixture
+def judged(tmp_path):
+    "A page with a parrot that keeps thumbs, and its run folder."
+    run = tmp_path/"run"
+    run.mkdir()
+    with at_home():
+        blocks = build_app(Parrot(), "run", "tiny", run)
+        yield launch_app(blocks, free_port()), run
+        blocks.close(verbose=False)
+
+def wait_for(true, seconds=10):
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end: time.sleep(.05)
+    return true()
+
+def test_a_thumb_is_one_line_without_words_or_images(browser, judged, films):
+    address, run = judged
+    file = run/"feedback.jsonl"
+    lines = lambda: file.read_text().splitlines() if file.exists() else []
+    with Tab(browser, address) as tab:
+        assert "counted on this machine only, without words or images" in tab.page.inner_text("#head")
+        tab.upload(films/"a.png")
+        for n, (name, liked) in enumerate((("Like", True), ("Dislike", False)), 1):
+            tab.send(f"secret {n}?"); tab.done(n)
+            assert len(lines()) == n - 1
+            tab.page.get_by_role("button", name=re.compile(f"^{name}d?$", re.I)).last.click()
+            assert wait_for(lambda: len(lines()) == n) and json.loads(lines()[-1]) == dict(time=json.loads(lines()[-1])["time"], liked=liked)
+        tab.page.wait_for_timeout(300)
+        state = lambda: [name for name in tab.page.evaluate("[...document.querySelectorAll('#talk button')].map(b => b.ariaLabel)") if name.endswith("d")]
+        assert sorted(state()) == ["Disliked", "Liked"]
+        tab.page.get_by_role("button", name="Liked", exact=True).click(); tab.page.wait_for_timeout(300)     # taken back, and pressed again:
+        tab.page.get_by_role("button", name="Like", exact=True).first.click(); tab.page.wait_for_timeout(300) # still one answer that was liked
+        assert len(lines()) == 2 and all(re.fullmatch(r'\{"time": "[\dT:+-]{25}", "liked": (true|false)\}', line) for line in lines())
+        assert list(run.rglob("*")) == [file] and len(tab.said()) == 4 and tab.disclaimer_in_view()
+        tab.page.click("#clear"); tab.page.wait_for_function("() => !document.querySelector('#talk .message-content')")
+        tab.send("Again?"); tab.done(1)
+        assert state() == []
+        tab.page.get_by_role("button", name="Like", exact=True).click()
+        assert wait_for(lambda: len(lines()) == 3)
+
+def test_the_chat_goes_on_where_no_thumb_can_be_kept(browser, judged, films):
+    address, run = judged
+    (run/"feedback.jsonl").mkdir()       # not even the superuser can write a line to it
+    with Tab(browser, address) as tab:
+        tab.upload(films/"a.png"); tab.send("First?"); tab.done(1)
+        tab.page.get_by_role("button", name="Like", exact=True).click()
+        tab.page.wait_for_timeout(500)
+        tab.send("Second?"); tab.done(2)
+        assert "turn 2 about 1 image" in tab.said()[3] and tab.page.locator(".toast-body.error, #notice .medchat-notice").count() == 0 and list((run/"feedback.jsonl").iterdir()) == []
 
 
 # --- the whole way: the command, a real model, a phantom

@@ -1,44 +1,22 @@
 "Evaluation: what is asked, what is counted, what is written, what is refused."
-import json, math, os, re
-from contextlib import contextmanager
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
-
 import pytest
-from hypothesis import given, strategies as st
-from PIL import Image
-
+import medchat.answers as A
 import medchat.evaluate as E
-from medchat.core import MedchatError, write_jsonl
+import medchat.probes as P
+from judge_server import JudgeServer
+from medchat import judge as judge_module
+from medchat.core import MedchatError
 from medchat.curate import convert, read_dataset
-from medchat.evaluate import (Question, text_scores, text_table, answer_questions, compare_replies, evaluate, leaks_of, majority_replies, plan_batches, read_questions, score_reply,
-    score_table, summarise_replies)
+from medchat.evaluate import evaluate, leaks_of, look_table, read_questions, trust_lines
+from question_maker import KNOWN, Fake, fake_answers, make_data, make_rows
+from test_benchmarks import vqa_rad
 
-
-# --- a small data set, and runs that need no training
-
-FACTS = [("Is the heart enlarged?", "yes", "closed", ["heart"]), ("Is there fluid?", "no", None, ["fluid", "lung"]), ("Which side?", "Left", "closed", []),
-         ("What is seen?", "pleural effusion", "open", "finding")]
-
-def _rows(n_patients=6, extra=()):
-    "Questions, a caption and a conversation about each of some patients."
-    for p in range(n_patients):
-        common = dict(images=[f"images/p{p}.png"], split="test" if p % 2 else "train", group=f"patient {p}", source="made up", licence="CC0-1.0")
-        for k, (q, a, kind, types) in enumerate(FACTS):
-            if q == "Is the heart enlarged?" and p == 5: a = "no"
-            yield dict(id=f"p{p}-{k}", turns=[dict(role="user", text=q), dict(role="assistant", text=a)], kind="vqa", answer_type=kind, meta=dict(question_type=types), **common)
-        yield dict(id=f"p{p}-c", turns=[dict(role="user", text="Describe it."), dict(role="assistant", text="A large heart.")], kind="caption", **common)
-        yield dict(id=f"p{p}-t", turns=[dict(role=r, text=t) for r, t in (("user", "First?"), ("assistant", "Earlier."), ("user", "Then?"), ("assistant", "Later."))],
-                   kind="conversation", **common)
-    yield from extra
-
-def _make(folder: Path, rows) -> Path:
-    (folder/"images").mkdir(parents=True)
-    for p in range(8): Image.new("L", (40 + p, 48), 20 * p).save(folder/"images"/f"p{p}.png")
-    write_jsonl(folder/"records.jsonl", rows)
-    return convert(folder, folder/"out", keep_splits=True)
+root = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory): return _make(tmp_path_factory.mktemp("data"), _rows())
+def data(tmp_path_factory): return make_data(tmp_path_factory.mktemp("data"), make_rows())
 
 @pytest.fixture(scope="module")
 def dataset(data): return read_dataset(data, "test")
@@ -48,237 +26,341 @@ def questions(dataset): return read_questions(dataset)
 
 @pytest.fixture
 def a_run(tmp_path):
-    def make(name="run", **config):
-        (tmp_path/name).mkdir()
+    "A run that needs no training: its adapter is its name."
+    def make(name="run", adapter=None, **config):
+        (tmp_path/name/"adapter").mkdir(parents=True)
         (tmp_path/name/"config.json").write_text(json.dumps(dict(medchat="0", base="tiny-qwen2-vl", base_sha256="aa", load_in_4bit=True) | config))
+        (tmp_path/name/"adapter"/"adapter_model.safetensors").write_text(adapter or name); (tmp_path/name/"adapter"/"adapter_config.json").write_text("{}")
         return tmp_path/name
     return make
-
-class Fake:
-    "A model whose replies are a function of (adapter on, question, row of images)."
-    def __init__(self, say): self.say, self.on = say, True
-    @contextmanager
-    def disable_adapter(self):
-        self.on = False
-        try: yield
-        finally: self.on = True
 
 @pytest.fixture
 def fake(monkeypatch):
     "Replaces the model: base says no, tuned knows FACTS. Records each batch."
-    calls, known = [], {q: a for q, a, *_ in FACTS} | {"Describe it.": "a heart", "Then?": "later"}
-    box = dict(calls=calls, say=lambda on, q, images: known[q] if on else "no", loaded=[])
-    def generate(model, processor, messages, images, max_new_tokens):
-        calls.append(dict(adapter=model.on, messages=messages, images=images, max_new_tokens=max_new_tokens))
-        return [box["say"](model.on, m[-1]["content"][-1]["text"], i) for m, i in zip(messages, images, strict=True)]
-    def load(run): box["loaded"].append(Path(run).name); return Fake(box["say"]), None
-    monkeypatch.setattr(E, "generate_replies", generate); monkeypatch.setattr(E, "load_run", load)
+    box = dict(calls=[], shapes=[], loaded=[], say=lambda on, q, images: KNOWN.get(q, "no") if on else "no")
+    def load(run): box["loaded"].append(Path(run).name); return Fake(), None
+    monkeypatch.setattr(A, "answer_prompts", lambda *a: fake_answers(box["say"], box["calls"])(*a))
+    monkeypatch.setattr(P, "answer_prompts", lambda *a: fake_answers(lambda on, q, images: "left" if on else "right", box["shapes"])(*a))
+    monkeypatch.setattr(E, "load_run", load); monkeypatch.setattr(E, "template_text", lambda processor, prompt, _: " / ".join(part.get("text") or "<image>" for m in prompt for part in m["content"]))
+    box["asked"] = lambda adapter=None: sum(len(c["messages"]) for c in box["calls"] if adapter in (None, c["adapter"]))
     return box
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    "Intervals and p-values have tests of their own: here 50 draws are enough."
+    from medchat import metrics
+    for f in (metrics.bootstrap_interval, metrics.paired_difference): monkeypatch.setattr(f, "__defaults__", tuple(50 if x in (2000, 5000) else x for x in f.__defaults__))
 
-# --- questions
-
-def test_questions_of_a_split(questions):
-    assert len(questions) == 3 * 6 and {q.group for q in questions} == {"patient 1", "patient 3", "patient 5"}
-    by_id = {q.id: q for q in questions}
-    assert by_id["p1-1"].answer_type == "closed", "no answer type, but the answer is no"
-    assert (by_id["p1-0"].types, by_id["p1-1"].types, by_id["p1-2"].types, by_id["p1-3"].types) == (["heart"], ["fluid", "lung"], [], ["finding"])
-    assert [by_id[f"p1-{k}"].score_name for k in "0123ct"] == ["closed_accuracy"] * 3 + ["open_recall", "caption_recall", "conversation_recall"]
-    assert by_id["p1-0"].image_paths == ["images/p1.png"]
-
-def test_no_prompt_holds_its_answer(questions):
-    for q in questions:
-        assert q.prompt[-1]["role"] == "user" and q.prompt[-1]["content"][-1]["text"] == q.question
-        assert q.reference not in json.dumps(q.prompt)
-
-def test_a_conversation_keeps_its_earlier_turns(questions):
-    q = next(q for q in questions if q.kind == "conversation")
-    assert [m["role"] for m in q.prompt] == ["user", "assistant", "user"] and (q.question, q.reference) == ("Then?", "Later.")
-
-def test_groups_fall_back_to_the_image_then_to_the_row(tmp_path):
-    rows = [dict(id=i, images=images, turns=[dict(role="user", text=f"Q{i}?"), dict(role="assistant", text="yes")], kind="vqa") for i, images in (("a", ["images/p1.png"]), ("b", ["images/p1.png"]), ("c", []))]
-    a, b, c = read_questions(read_dataset(_make(tmp_path, rows), "train"))
-    assert a.group == b.group != c.group == "c"
+def quick(runs, data, **more): return evaluate(runs, data, **dict(probes=False) | more)
+def read(path): return json.loads(path.read_text(encoding="utf-8"))
+def rows_of(path): return [json.loads(line) for line in open(path, encoding="utf-8")]
+def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
+def but(result, *keys): return {k: v for k, v in result.items() if k not in keys}
 
 
-# --- batches
+# --- what is written
 
-def _question(i, kind="vqa", answer_type="closed", group="g", images=1, text="Q?", reference="yes", types=()):
-    return Question(i, f"q{i}", kind, answer_type, text, reference, [dict(role="user", content=[dict(type="text", text=text)])], group, ["x.png"] * images, list(types))
-
-some_questions = st.lists(st.tuples(st.sampled_from(["vqa", "caption", "report"]), st.sampled_from(["closed", "open"]), st.sampled_from("abc"), st.integers(0, 2), st.text(max_size=5)), max_size=40).map(
-    lambda rows: [_question(i, *row) for i, row in enumerate(rows)])
-
-@given(some_questions, st.integers(1, 9))
-def test_batches_are_a_partition(qs, size):
-    batches = plan_batches(qs, size)
-    assert sorted(i for b in batches for i in b) == list(range(len(qs)))
-    for b in batches:
-        assert 1 <= len(b) <= size
-        assert len({(qs[i].score_name, len(qs[i].image_paths)) for i in b}) == 1
-    assert len(batches) <= len(qs) // size + len({(q.score_name, len(q.image_paths)) for q in qs})
-
-def test_questions_on_one_patient_stand_together():
-    qs = [_question(i, group="abc"[i % 3]) for i in range(12)]
-    assert [{qs[i].group for i in b} for b in plan_batches(qs, 4)] == [{"a"}, {"b"}, {"c"}]
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_replies_come_back_in_order(dataset, questions, fake, batch_size):
-    fake["say"] = lambda on, q, images: f"{q} {images[0].size[0]}"
-    got = answer_questions(Fake(None), None, dataset, questions, batch_size=batch_size)
-    assert got == [f"{q.question} {40 + int(q.group[-1])}" for q in questions]
-    assert max(len(c["messages"]) for c in fake["calls"]) <= batch_size
-
-def test_some_of_the_questions(dataset, questions, fake):
-    fake["say"] = lambda on, q, images: f"{q} {images[0].size[0]}"
-    picked = [questions[i] for i in (16, 3, 9)]
-    assert answer_questions(Fake(None), None, dataset, picked) == [f"{q.question} {40 + int(q.group[-1])}" for q in picked]
-
-def test_each_image_is_opened_once_in_a_batch(dataset, questions, fake, monkeypatch):
-    opened, load = [], E.load_image
-    monkeypatch.setattr(E, "load_image", lambda source: opened.append(1) or load(source))
-    answer_questions(Fake(None), None, dataset, [q for q in questions if q.score_name == "closed_accuracy"], batch_size=100)
-    assert len(opened) == 3 and len(fake["calls"]) == 1
-
-def test_long_texts_may_be_longer(dataset, questions, fake):
-    answer_questions(Fake(None), None, dataset, questions, max_new_tokens=10)
-    for c in fake["calls"]: assert c["max_new_tokens"] == (40 if c["messages"][0][-1]["content"][-1]["text"] in ("Describe it.", "Then?") else 10)
-
-
-# --- always the same
-
-def test_majority():
-    train = [_question(i, text="Is it?", reference=r) for i, r in enumerate(["no", "no", "yes"])] + [_question(9, text="Side?", reference="left")]
-    asked = [_question(0, text="is IT"), _question(1, text="Side?"), _question(2, text="never seen"), _question(3, text="Is it?", answer_type="open")]
-    assert majority_replies(train, asked) == ["no", "left", "no", ""]
-
-@given(st.permutations(["b", "a", "c", "a", "b"]))
-def test_majority_ties_do_not_depend_on_the_order(references):
-    assert majority_replies([_question(i, reference=r) for i, r in enumerate(references)], [_question(0)]) == ["a"]
-
-def test_majority_without_training(): assert majority_replies([], [_question(0)]) == [""]
-
-
-# --- scores
-
-@pytest.mark.parametrize("question, reply, want", [
-    (_question(0), "Yes.", (1.0, True)), (_question(0), "no", (0.0, True)), (_question(0), "yes or no", (0.0, False)), (_question(0, reference="no"), "normal", (0.0, False)),
-    (_question(0, text="CT or MRI?", reference="MRI"), "CT", (0.0, True)), (_question(0, answer_type="open", reference="left effusion"), "effusion", (0.5, True)),
-    (_question(0, answer_type="open", reference="left effusion"), "", (0.0, False)), (_question(0, kind="report", reference="no effusion"), "No effusion seen", (1.0, True))])
-def test_score_reply(question, reply, want): assert score_reply(question, reply) == want
-
-def test_a_summary_counts_everything():
-    qs = [_question(i, group=i // 2) for i in range(4)] + [_question(9, answer_type="open", reference="a b")]
-    got = summarise_replies(qs, ["yes", "no", "yes no", "", "b"])
-    assert list(got) == ["closed_accuracy", "open_recall"]
-    assert {k: got["closed_accuracy"][k] for k in ("value", "n", "groups", "unparsed")} == dict(value=0.25, n=4, groups=2, unparsed=2)
-    with pytest.raises(ValueError): summarise_replies(qs, ["yes"])
-
-def test_compare_by_type():
-    qs = [_question(0, types=["a", "b"]), _question(1, types=["b"], reference="no"), _question(2)]
-    got = compare_replies(qs, ["no"] * 3, ["yes"] * 3, ["yes", "no", "yes"])
-    assert [(t["type"], t["tuned"]["closed_accuracy"]["value"], t["tuned"]["closed_accuracy"]["n"]) for t in got["by_type"]] == [("a", 1.0, 1), ("b", 0.5, 2)]
-    assert got["always_same"] == dict(closed_accuracy=1.0) and compare_replies(qs, ["no"] * 3, ["yes"] * 3)["always_same"] is None
-
-def test_the_table_is_aligned():
-    qs = [_question(0, types=["a long name of a type"]), _question(1, kind="report", reference="x")]
-    lines = score_table(compare_replies(qs, ["no", ""], ["yes", "x"])).splitlines()
-    assert len({len(line) for line in lines}) == 1 and "+100.0" in lines[1] and "1.000" in lines[1] and lines[1].startswith("closed accuracy")
-
-def test_texts_get_the_scores_of_the_papers():
-    report = "The heart is enlarged. No pneumothorax."
-    qs = [_question(0), _question(1, answer_type="open", reference="left lung"), _question(2, answer_type="open", reference="nodule", group=7), _question(3, kind="report", reference=report)]
-    got = text_scores(qs, ["yes", "the left upper lung", "nodule", "The heart is not enlarged. No pneumothorax."])
-    assert list(got) == ["open", "report"] # closed questions are no texts
-    assert [got["open"][k]["value"] for k in ("exact_match", "precision", "recall", "f1")] == pytest.approx([.5, (2/3 + 1)/2, 1, (.8 + 1)/2])
-    assert all(s["n"] == 2 and s["low"] <= s["value"] <= s["high"] for s in got["open"].values())
-    assert got["report"]["rouge_1"]["value"] > .9 and got["report"]["finding_f1_micro"]["value"] == 0
-    assert {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor_exact_stem", "cider", "finding_f1_micro", "finding_f1_macro"} == set(got["report"])
-    table = text_table(text_scores(qs, [""]*4), got).splitlines()
-    assert len({len(line) for line in table}) == 1 and any(line.startswith("report rouge l") for line in table) and text_table({}, {}) == ""
-    assert text_scores(qs[:1], ["yes"]) == {}
-
-
-# --- the whole of it
-
-def test_evaluate_writes_what_it_says(data, a_run, fake, capsys, questions):
+@pytest.mark.parametrize("probes", [True, False])
+def test_evaluate_writes_what_it_says(data, a_run, fake, capsys, questions, probes):
     run = a_run()
-    got, = evaluate([run], data)
-    saved = json.loads((run/"eval"/"test.json").read_text())
-    assert saved == got and sorted(p.name for p in (run/"eval").iterdir()) == ["test.json", "test.jsonl"]
-    rows = [json.loads(line) for line in open(run/"eval"/"test.jsonl")]
+    got, = evaluate([run], data, probes=probes)
+    saved = read(run/"eval"/"test.json")
+    assert saved == json.loads(json.dumps(got, allow_nan=False)) and sorted(p.name for p in (run/"eval").iterdir()) == ["answers.jsonl", "test.json", "test.jsonl"]
+    rows = rows_of(run/"eval"/"test.jsonl")
     assert [r["id"] for r in rows] == [q.id for q in questions]
     for who in ("base", "tuned"):      # every score follows from the kept answers
         for name, s in saved[who].items():
             mine = [r for r in rows if r["score"] == name]
             assert s["n"] == len(mine) and s["value"] == pytest.approx(sum(r[f"{who}_score"] for r in mine) / len(mine))
             assert s["unparsed"] == sum(not r[f"{who}_read"] for r in mine) and s["low"] <= s["value"] <= s["high"]
+    for name, d in saved["difference"].items(): assert d["value"] == pytest.approx(saved["tuned"][name]["value"] - saved["base"][name]["value"]) and d["n"] == saved["tuned"][name]["n"]
     assert (saved["base"]["closed_accuracy"]["value"], saved["tuned"]["closed_accuracy"]["value"]) == (pytest.approx(4/9), pytest.approx(8/9))
     assert saved["always_same"]["closed_accuracy"] == pytest.approx(8/9)
-    assert (saved["split"], saved["run"], saved["base_name"], saved["limit"], saved["leaks"]) == ("test", "run", "tiny-qwen2-vl", None, [])
-    assert saved["versions"]["medchat"] and saved["seconds"]["base"] >= 0
+    assert (saved["split"], saved["name"], saved["run"], saved["base_name"], saved["limit"], saved["leaks"], saved["benchmark"], saved["judge"]) == ("test", "test", "run", "tiny-qwen2-vl", None, [], None, None)
+    assert saved["versions"]["medchat"] and saved["seconds"]["base"] >= 0 and saved["base_sha256"] == "aa" and saved["load_in_4bit"] is True
+    assert {(s["by"], s["name"]) for s in saved["slices"]} == {("type", t) for t in ("heart", "fluid", "lung", "finding")}
     out = capsys.readouterr().out
-    assert "closed accuracy" in out and "0.889" in out and "+44.4" in out and "WARNING" not in out and "[yes]" in out
+    assert "closed accuracy" in out and "0.889" in out and "+44.4" in out and "too high" not in out and "[yes]" in out and ("its image" in out) == probes
+
+def test_a_row_of_the_file_says_all_of_one_question(data, a_run, fake, questions):
+    evaluate([a_run()], data)
+    row = rows_of(a_run("other").parent/"run"/"eval"/"test.jsonl")[0]
+    assert but(row, "ablated") == dict(id="p1-0", images=["images/p1.png"], kind="vqa", answer_type="closed", types=["heart"], slices={"language": "en"}, group="patient 1", question="Is the heart enlarged?",
+        prompt="<image> / Is the heart enlarged?", reference="yes", score="closed_accuracy", base="no", tuned="yes", base_score=0, tuned_score=1, base_read=True, tuned_read=True, base_confidence=.75, tuned_confidence=.75)
+    assert row["ablated"] == {name: dict(reply="yes", score=1, read=True) for name in ("blank", "other", "noised", "flipped")}
+
+def test_without_probes_nothing_more_is_asked(data, a_run, fake):
+    run = a_run(); got, = quick([run], data)
+    assert fake["asked"]() == 2*18 and not fake["shapes"]
+    assert not set(got) & {"looks", "wording", "impossible", "shapes"} and got["warnings"] == [] and look_table(got) == ""
+    assert all(r["ablated"] == {} for r in rows_of(run/"eval"/"test.jsonl"))
+    assert not any(words in " ".join(trust_lines(got)) for words in ("shapes", "other words", "declined"))
+
+def test_probes_are_what_was_measured(data, a_run, fake, capsys):
+    "The fake knows the questions by heart and never looks: the file says so, and the terminal."
+    got, = evaluate([a_run()], data)
+    assert {k: list(v) for k, v in got["looks"].items()} == {k: ["closed_accuracy", "open_recall"] for k in ("blank", "other", "noised", "flipped")}
+    for scores in got["looks"].values(): assert all(s["drop"]["value"] == 0 and s["n"] == got["tuned"][name]["n"] and s["value"] == got["tuned"][name]["value"] for name, s in scores.items())
+    assert len(got["warnings"]) == 4 and got["shapes"]["base"]["n"] == got["shapes"]["tuned"]["n"] == 100 and got["impossible"]["n"] == 6 and got["wording"]["all_agree"]["n"] > 0
+    assert {c["adapter"] for c in fake["shapes"]} == {True, False} and fake["asked"](False) == 18 # the base is asked the questions and the shapes alone
+    out = capsys.readouterr().out
+    assert all(f"WARNING: {w}" in out for w in got["warnings"]) and look_table(got) in out and all(line in out for line in trust_lines(got))
+
+def test_the_table_of_images_adds_up(tmp_path, a_run, fake):
+    "What stands under `right` is of the same questions as what stands beside it: those with an image."
+    text_only = [dict(id=f"t{i}", images=[], turns=[dict(role="user", text=f"Is {i} less than 99?"), dict(role="assistant", text="yes")], kind="vqa", answer_type="closed", split="test", group="patient 1") for i in range(9)]
+    fake["say"] = lambda on, q, images: "yes" if not images or images[0].getpixel((0, 0)) != (128, 128, 128) else "no"
+    got, = evaluate([a_run()], make_data(tmp_path/"d", make_rows(extra=text_only)))
+    looks = got["looks"]["blank"]["closed_accuracy"]
+    row = re.split(r"\s{2,}", look_table(got).splitlines()[1])
+    right, blank = float(row[2]), float(row[3].split()[0])
+    assert looks["n"] == 9 and row[:2] == ["closed accuracy", "9"] and blank - right == pytest.approx(float(row[3].split()[1].strip("()"))/100, abs=2e-3)
+    for words in got["warnings"]:
+        right, changed, drop = map(float, re.search(r"is ([\d.]+) with the right image and ([\d.]+) with .* \(drop ([+-][\d.]+),", words).groups())
+        assert right - changed == pytest.approx(drop, abs=.011), words
 
 def test_nothing_of_this_machine_is_written(data, a_run, fake):
     run = a_run(); evaluate([run], data)
-    for f in (run/"eval").iterdir(): assert str(run.parent) not in f.read_text() and str(data.parent) not in f.read_text()
+    for f in (run/"eval").iterdir(): assert str(run.parent) not in f.read_text() and str(data.parent) not in f.read_text() and str(root) not in f.read_text()
 
-def test_the_same_answers_give_the_same_file(data, a_run, fake):
+def test_no_answer_leaves_for_the_hub(data, a_run, fake):
+    "Questions, replies and references of patients stay here; scores go."
+    from medchat.publish import files_to_push
+    run = a_run(); (run/"adapter"/"adapter_config.json").write_text('{"r": 16}')
+    fake["say"] = lambda on, q, images: "Mrs Miller"
+    evaluate([run], data)
+    import numpy as np
+    from safetensors.numpy import save_file
+    save_file({"lora": np.zeros(4, np.float32)}, run/"adapter"/"adapter_model.safetensors")
+    going = files_to_push(run)
+    assert "medchat/eval/test.json" in going and not any(name.endswith(".jsonl") for name in going)
+    for name, content in going.items():
+        text = (content if isinstance(content, bytes) else content.read_bytes()).decode("latin-1")
+        assert "Mrs Miller" not in text and "p1-0" not in text and "Is the heart enlarged?" not in text and "patient 1" not in text, name
+
+@pytest.mark.parametrize("probes", [True, False])
+def test_the_same_answers_give_the_same_file(data, a_run, fake, probes):
     one, two = a_run("one"), a_run("two")
-    evaluate([one], data); evaluate([two], data, batch_size=1)
+    evaluate([one], data, probes=probes); evaluate([two], data, probes=probes, batch_size=1)
     assert (one/"eval"/"test.jsonl").read_bytes() == (two/"eval"/"test.jsonl").read_bytes()
-    a, b = (json.loads((r/"eval"/"test.json").read_text()) for r in (one, two))
-    for k in ("run", "seconds", "batch_size"): a.pop(k); b.pop(k)
+    a, b = (but(read(r/"eval"/"test.json"), "run", "seconds", "batch_size") for r in (one, two))
     assert a == b
 
 def test_the_model_card_finds_the_scores(data, a_run, fake):
     from medchat.publish import read_scores
-    run = a_run(); got, = evaluate([run], data)
+    run = a_run(); got, = quick([run], data)
     rows = {r["score"]: r for r in read_scores(run)}
     assert set(rows) >= {k.replace("_", " ") for k in got["tuned"]}
     assert rows["closed accuracy"]["base"]["value"] == got["base"]["closed_accuracy"]["value"] and rows["closed accuracy"]["tuned"]["n"] == 9
 
+
+# --- nothing twice
+
+@pytest.mark.parametrize("probes", [True, False])
+def test_a_repeated_command_asks_nothing_and_writes_the_same(data, a_run, fake, probes):
+    run = a_run()
+    fake["say"] = lambda on, q, images: (KNOWN.get(q, "no"), 1/3 + len(q)/1e6 + images[0].size[0]/1e7) # a confidence with many digits
+    first, = evaluate([run], data, probes=probes); one = files(run/"eval"); fake["calls"].clear()
+    second, = evaluate([run], data, probes=probes)
+    assert fake["asked"]() == 0 and but(first, "seconds") == but(second, "seconds")
+    assert {k: v for k, v in files(run/"eval").items() if k.endswith("l")} == {k: v for k, v in one.items() if k.endswith("l")}
+
+def test_a_quick_look_first_then_the_rest(data, a_run, fake):
+    run = a_run()
+    quick([run], data, limit=10); assert fake["asked"](True) == fake["asked"](False) == 10
+    quick([run], data); assert fake["asked"](True) == fake["asked"](False) == 18
+    evaluate([run], data); assert fake["asked"](False) == 18 # probes are asked of the tuned model alone
+
+def test_what_changes_the_replies_is_asked_anew(data, a_run, fake):
+    run = a_run()
+    def asked(change=lambda: None, **more):
+        change(); fake["calls"].clear(); quick([run], data, **more)
+        return fake["asked"](False), fake["asked"](True)
+    assert asked() == (18, 18) and asked() == (0, 0)
+    assert asked(max_new_tokens=31) == (18, 18) and asked() == (0, 0)
+    assert asked(lambda: (run/"adapter"/"adapter_model.safetensors").write_text("trained on")) == (0, 18)    # the base said what it said
+    assert asked(lambda: (run/"config.json").write_text((run/"config.json").read_text().replace('"aa"', '"bb"'))) == (18, 18)
+    assert '"yes"' in (run/"eval"/"answers.jsonl").read_text() and len(rows_of(run/"eval"/"answers.jsonl")) == 36 # of other weights nothing is left
+
 def test_runs_that_share_a_base_ask_it_once(data, a_run, fake):
-    evaluate([a_run("a"), a_run("b"), a_run("c", base_sha256="bb"), a_run("d", load_in_4bit=False)], data)
-    asked = {on: sum(len(c["messages"]) for c in fake["calls"] if c["adapter"] is on) for on in (True, False)}
-    assert asked == {True: 4 * 18, False: 3 * 18} and fake["loaded"] == ["a", "b", "c", "d"]
+    quick([a_run("a"), a_run("b"), a_run("c", base_sha256="bb"), a_run("d", load_in_4bit=False)], data)
+    assert (fake["asked"](True), fake["asked"](False)) == (4 * 18, 3 * 18) and fake["loaded"] == ["a", "b", "c", "d"]
+
+@pytest.mark.parametrize("error", [RuntimeError("broke"), KeyboardInterrupt()])
+def test_breaking_off_leaves_the_old_files(data, a_run, fake, error):
+    run = a_run(); quick([run], data)
+    before = files(run/"eval")
+    def fail(on, q, images): raise error
+    say, fake["say"] = fake["say"], fail
+    with pytest.raises(type(error)): quick([run], data, max_new_tokens=9)
+    assert files(run/"eval") == before
+    fake["say"] = say; fake["calls"].clear(); quick([run], data)
+    assert fake["asked"]() == 0
+
+@pytest.mark.parametrize("error", [RuntimeError("broke"), KeyboardInterrupt()])
+def test_breaking_off_anywhere_loses_one_batch(data, a_run, fake, error):
+    whole, = evaluate([a_run("whole")], data, batch_size=4)
+    total, want, say, left = fake["asked"](), (a_run("x").parent/"whole"/"eval"/"test.jsonl").read_bytes(), fake["say"], [0]
+    def stops(on, q, images):
+        left[0] -= 1
+        if left[0] < 0: raise error
+        return say(on, q, images)
+    run, fake["say"] = a_run("stopped", adapter="whole"), stops
+    fake["calls"].clear()
+    for tries in range(99):
+        left[0] = 13                                    # three batches, then it breaks
+        try: got, = evaluate([run], data, batch_size=4); break
+        except type(error): pass
+    said = fake["asked"]()
+    assert 5 < tries < 60 and said <= total + 4*tries and (run/"eval"/"test.jsonl").read_bytes() == want and but(got, "run", "seconds") == but(whole, "run", "seconds")
+
+def test_too_large_a_batch_says_what_to_do(data, a_run, fake):
+    def fail(on, q, images): raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+    fake["say"] = fail
+    with pytest.raises(MedchatError, match="not enough memory for a batch: 3 questions. Try --batch-size 1"): quick([a_run()], data)
+
+def test_breaking_off_the_first_time_leaves_the_answers_alone(data, a_run, fake, monkeypatch):
+    run = a_run()
+    def full(path, rows): raise MedchatError("cannot write", path, "No space left on device")
+    monkeypatch.setattr(E, "write_jsonl", full)
+    with pytest.raises(MedchatError): quick([run], data)
+    assert [p.name for p in (run/"eval").iterdir()] == ["answers.jsonl"]
+
+
+# --- several runs, parts of a split
 
 def test_one_run_needs_no_list(data, a_run, fake):
     run = a_run()
-    assert len(evaluate(str(run), data)) == len(evaluate(run, data)) == 1
+    assert len(quick(str(run), data)) == len(quick(run, data)) == 1
+
+def test_a_run_is_called_by_its_folder_wherever_one_stands(data, a_run, fake, monkeypatch):
+    run = a_run("mine"); monkeypatch.chdir(run)
+    assert quick(".", data)[0]["run"] == quick([run], data)[0]["run"] == "mine"
+
+def test_several_runs_are_compared_on_the_same_questions(data, a_run, fake, capsys):
+    from medchat.metrics import paired_difference
+    say, loads = fake["say"], []
+    fake["say"] = lambda on, q, images: say(on, q, images) if not on or fake["loaded"][-1] == "a" else "yes" if fake["loaded"][-1] == "b" else "a left pleural effusion"
+    runs = [a_run(n) for n in "abc"]
+    a, b, c = quick(runs, data)
+    out = capsys.readouterr().out
+    assert "against" not in a and list(b["against"]) == list(c["against"]) == ["a"]
+    for run, result in zip(runs, (a, b, c)):
+        assert read(run/"eval"/"test.json") == json.loads(json.dumps(result))
+        for name, d in result.get("against", {}).get("a", {}).items():
+            mine, first = ([(r["tuned_score"], r["group"]) for r in rows_of(x/"eval"/"test.jsonl") if r["score"] == name] for x in (run, runs[0]))
+            assert d == json.loads(json.dumps(paired_difference([s for s, _ in first], [s for s, _ in mine], [g for _, g in mine])))
+            line, = [line for line in out.splitlines() if line.startswith(f"{result['run']} - a ") and name.replace("_", " ") in line]
+            assert f"{100*d['value']:+.1f} (" in line and f"p={d['p']:.3f}" in line and re.search(rf"\s{d['n']}\s", line)
+    assert set(c["against"]["a"]) == set(a["tuned"]) and c["against"]["a"]["closed_accuracy"]["value"] == pytest.approx(c["tuned"]["closed_accuracy"]["value"] - a["tuned"]["closed_accuracy"]["value"])
 
 def test_a_limit_is_spread_and_kept_apart(data, a_run, fake, questions, capsys):
     run = a_run()
-    evaluate([run], data, limit=6); evaluate([run], data, limit=18); evaluate([run], data, limit=100)
-    rows = lambda name: [json.loads(line)["id"] for line in open(run/"eval"/name)]
-    assert rows("test-6.jsonl") == [q.id for q in questions[::3]]
-    assert sorted(p.name for p in (run/"eval").glob("*.json")) == ["test-6.json", "test.json"] and len(rows("test.jsonl")) == 18
-    assert json.loads((run/"eval"/"test-6.json").read_text())["limit"] == 6 and json.loads((run/"eval"/"test.json").read_text())["limit"] is None
+    for limit in (6, 18, 100): quick([run], data, limit=limit)
+    ids = lambda name: [r["id"] for r in rows_of(run/"eval"/name)]
+    assert ids("test-6.jsonl") == [q.id for q in questions[::3]]
+    assert sorted(p.name for p in (run/"eval").glob("*.json")) == ["test-6.json", "test.json"] and len(ids("test.jsonl")) == 18
+    assert read(run/"eval"/"test-6.json")["limit"] == 6 and read(run/"eval"/"test.json")["limit"] is None
     assert "6 of its questions" in capsys.readouterr().out
 
 def test_another_split(data, a_run, fake, capsys):
-    run = a_run(); got, = evaluate([run], data, split="train")
+    run = a_run(); got, = quick([run], data, split="train")
     assert (run/"eval"/"train.json").is_file() and "WARNING" in capsys.readouterr().out and got["leaks"]
 
 def test_a_leak_is_called_out(tmp_path, a_run, fake, capsys):
     shared = dict(id="x", images=["images/p1.png"], turns=[dict(role="user", text="Is there fluid?"), dict(role="assistant", text="no")], kind="vqa", split="train", group="other")
-    leaky = _make(tmp_path/"d", _rows(extra=[shared]))
-    run = a_run(); got, = evaluate([run], leaky)
+    leaky = make_data(tmp_path/"d", make_rows(extra=[shared]))
+    run = a_run(); got, = quick([run], leaky)
     out = capsys.readouterr().out
-    assert "WARNING: 1 of 3 test images also stand in train" in out and "too high" in out and json.loads((run/"eval"/"test.json").read_text())["leaks"] == got["leaks"] != []
+    assert "WARNING: 1 of 3 test images also stand in train" in out and "too high" in out and read(run/"eval"/"test.json")["leaks"] == got["leaks"] != []
 
 def test_a_leak_between_other_splits_is_not_ours(data, tmp_path):
-    import shutil
-    copy = shutil.copytree(data, tmp_path/"copy"); report = json.loads((copy/"report.json").read_text())
+    copy = shutil.copytree(data, tmp_path/"copy"); report = read(copy/"report.json")
     leak = dict(split="validation", also_in="train", images=1, of_images=2, groups=0, of_groups=2, rows=3, of_rows=4)
     (copy/"report.json").write_text(json.dumps(report | dict(leaks=[leak])))
     assert leaks_of(copy, "test") == [] and len(leaks_of(copy, "validation")) == 1
 
-def test_without_a_training_split(tmp_path, a_run, fake):
-    data = _make(tmp_path/"d", [dict(r, split="test") for r in _rows()])
-    got, = evaluate([a_run()], data)
-    assert got["always_same"] is None and got["tuned"]["closed_accuracy"]["n"] == 18
+def test_without_a_training_split(tmp_path, a_run, fake, capsys):
+    data = make_data(tmp_path/"d", [dict(r, split="test") for r in make_rows()])
+    got, = quick([a_run()], data)
+    assert got["always_same"] is None and got["tuned"]["closed_accuracy"]["n"] == 18 and "closed accuracy" in capsys.readouterr().out
+
+@pytest.mark.parametrize("kind", ["vqa", "caption", "report", "conversation"])
+def test_a_split_of_one_kind_alone(tmp_path, a_run, fake, kind, capsys):
+    "No closed question, no open one, no report: what was not asked is not there, and nothing falls over."
+    rows = [dict(r, kind="report") if kind == "report" else r for r in make_rows() if r["kind"] == ("caption" if kind == "report" else kind)]
+    got, = evaluate([a_run()], make_data(tmp_path/"d", rows))
+    assert set(got["tuned"]) == ({"closed_accuracy", "open_recall"} if kind == "vqa" else {f"{kind}_recall"}) and (got["calibration"]["tuned"] is None) == (kind != "vqa")
+    assert set(got["looks"]["blank"]) == set(got["tuned"]) and (got["mistakes"]["tuned"]["hallucinations"] is None) == (kind in ("vqa", "conversation")) and (got["mistakes"]["tuned"]["sides"] is None) == (kind != "vqa")
+    assert "None" not in capsys.readouterr().out
+
+def test_questions_without_images_and_one_patient(tmp_path, a_run, fake):
+    rows = [dict(id=f"t{i}", images=[], turns=[dict(role="user", text=f"Is {i} less than 99?"), dict(role="assistant", text="yes")], kind="vqa", split="test", group="p") for i in range(3)]
+    got, = evaluate([a_run("a")], make_data(tmp_path/"d", rows))
+    assert got["looks"] == {} and got["impossible"] is None and got["warnings"] == [] and got["tuned"]["closed_accuracy"]["n"] == 3
+    one, = evaluate([a_run("b")], make_data(tmp_path/"e", [r for r in make_rows() if r["group"] == "patient 1"]))
+    assert list(one["looks"]) == ["blank", "noised", "flipped"] and one["tuned"]["closed_accuracy"]["groups"] == 1
+
+
+# --- benchmarks and judges
+
+@pytest.fixture(scope="module")
+def rad(tmp_path_factory):
+    "VQA-RAD in small: every test image stands in train, too."
+    home = tmp_path_factory.mktemp("rad"); vqa_rad(home/"source")
+    return convert(str(home/"source"), home/"data", keep_splits=True)
+
+def test_a_benchmark_has_its_name_its_table_and_its_warnings(rad, a_run, fake, capsys):
+    run = a_run(); got, = quick([run], rad, benchmark="vqa-rad")
+    assert (got["benchmark"], got["name"], got["split"], got["limit"]) == ("vqa-rad", "vqa-rad", "test", None) and read(run/"eval"/"vqa-rad.json") == json.loads(json.dumps(got)) and len(rows_of(run/"eval"/"vqa-rad.jsonl")) == 4
+    out = capsys.readouterr().out
+    assert "VQA-RAD (Lau et al. 2018" in out and "LLaVA-Med (BiomedCLIP)" in out and re.search(r"^run +0\.\d{3} \([\d.]+-[\d.]+\) n 2 .* this run$", out, re.M)
+    assert any("2 of 272 closed, 2 of 179 open" in note for note in got["notes"]) and all(f"WARNING: {note}" in out for note in got["notes"])
+    assert any("3 of 3 test images also stand in train" in leak for leak in got["leaks"]) and re.search("WARNING: 3 of 3 test images also stand in train.*too high", out) and "all 203 test images stand in train too" in out # measured, and known
+
+def test_a_benchmark_refuses_what_it_is_not(rad, data, a_run, fake):
+    run = a_run()
+    for more, on, problem in ((dict(benchmark="slake"), rad, "this data is not SLAKE"), (dict(benchmark="vqa-rad"), data, "this data is not VQA-RAD"), (dict(benchmark="vqa-rad", limit=3), rad, "scored on all of its questions"),
+                              (dict(benchmark="vqa-rad", split="train"), rad, "has a split of its own"), (dict(benchmark="nobody's"), rad, "no such benchmark.*Known: vqa-rad")):
+        with pytest.raises(MedchatError, match=problem): evaluate([run], on, **more)
+    assert not fake["loaded"] and not (run/"eval").exists()
+
+@pytest.fixture
+def no_key(monkeypatch):
+    for name in judge_module.KEYS: monkeypatch.delenv(name, raising=False)
+
+def test_a_judge_rates_base_and_tuned(data, a_run, fake, no_key, capsys):
+    run = a_run()
+    with JudgeServer() as server:
+        got, = quick([run], data, judge=server.url, judge_model="j")
+        asked = len(server.log)
+        bodies = json.dumps([body for *_, body in server.log])
+        again, = quick([run], data, judge=server.url, judge_model="j")
+        assert len(server.log) == asked > 0 and again["judge"] == got["judge"]         # nothing twice
+    assert set(got["judge"]) == {"base", "tuned"} and got["judge"]["tuned"]["model"] == "j" and got["judge"]["tuned"]["of"] == 9 # three open, three captions, three conversations
+    assert got["judge"]["tuned"]["relative"]["value"] > got["judge"]["base"]["relative"]["value"]    # no, no, no against words of the reference
+    assert "image_url" not in bodies and "base64" not in bodies and "patient 1" not in bodies and "p1-" not in bodies
+    out = capsys.readouterr().out
+    assert re.search(r"judged by j, tuned: [\d.]+ \([\d.]+-[\d.]+\) where the references have 100, of \d+", out) and read(run/"eval"/"test.json")["judge"] == json.loads(json.dumps(again["judge"]))
+    for f in (run/"eval").iterdir(): assert str(run.parent) not in f.read_text()
+
+def test_a_caption_stands_for_its_image(data, a_run, fake, no_key):
+    from judge_server import told
+    with JudgeServer() as server:
+        quick([a_run()], data, judge=server.url, judge_model="j")
+        facts = {(t["question"], t["facts"]) for t in (told(body) for *_, body in server.log)}
+    assert facts == {("What is seen?", "A large heart."), ("Then?", "A large heart."), ("Describe it.", "A large heart.")} # of a caption it is the reference itself
+
+def test_answers_stay_when_the_judge_is_away(data, a_run, fake, no_key, monkeypatch):
+    run = a_run(); monkeypatch.setattr(E, "judge_replies", lambda *a, **k: (_ for _ in ()).throw(MedchatError("cannot reach the judge", "http://localhost:9")))
+    with pytest.raises(MedchatError, match="judge"): quick([run], data, judge="http://localhost:9/v1", judge_model="j")
+    fake["calls"].clear(); monkeypatch.undo()
+    assert len(rows_of(run/"eval"/"answers.jsonl")) == 36
+
+def test_closed_questions_need_no_judge(rad, tmp_path, a_run, fake, no_key):
+    rows = [r for r in make_rows() if r.get("answer_type") == "closed"]
+    with JudgeServer() as server: got, = quick([a_run()], make_data(tmp_path/"d", rows), judge=server.url, judge_model="j")
+    assert got["judge"] is None and not server.log
 
 
 # --- refusals: one line, before any work, nothing written
@@ -289,42 +371,45 @@ def test_refusals(data, a_run, fake, tmp_path):
                           (lambda: evaluate([run, tmp_path/"nowhere"], data), "not a run folder"), (lambda: evaluate([run], plain), "not a dataset folder"),
                           (lambda: evaluate([run], tmp_path/"nowhere"), "no such dataset folder"), (lambda: evaluate([], data), "no run to evaluate"),
                           (lambda: evaluate([run], data, limit=0), "limit must be at least 1"), (lambda: evaluate([run], data, batch_size=0), "batch_size must be at least 1"),
-                          (lambda: evaluate([run], data, max_new_tokens=0), "max_new_tokens must be at least 1")):
+                          (lambda: evaluate([run], data, max_new_tokens=0), "max_new_tokens must be at least 1"), (lambda: evaluate([run], data, limit=-3), "limit must be at least 1"),
+                          (lambda: evaluate([run], data, judge="http://localhost:9/v1"), "a judge needs an address and a model.*--judge-model"), (lambda: evaluate([run], data, judge_model="j"), "a judge needs an address and a model")):
         with pytest.raises(MedchatError, match=problem) as e: call()
         assert "\n" not in str(e.value)
     assert not fake["calls"] and not fake["loaded"] and not (run/"eval").exists()
+
+def test_an_address_that_is_none_is_seen_before_the_work(data, a_run, fake):
+    "Not after an hour of answers."
+    run = a_run()
+    with pytest.raises(MedchatError): quick([run], data, judge="not an address", judge_model="j")
+    assert not fake["calls"] and not fake["loaded"]
 
 def test_no_write_access_is_seen_first(data, a_run, fake, monkeypatch):
     run = a_run(); monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(MedchatError, match="cannot write"): evaluate([run], data)
     assert not fake["calls"]
 
-@pytest.mark.parametrize("error", [RuntimeError("broke"), KeyboardInterrupt()])
-def test_breaking_off_leaves_the_old_files(data, a_run, fake, error):
-    run = a_run(); evaluate([run], data)
-    before = {p.name: p.read_bytes() for p in (run/"eval").iterdir()}
-    def fail(on, q, images): raise error
-    fake["say"] = fail
-    with pytest.raises(type(error)): evaluate([run], data)
-    assert {p.name: p.read_bytes() for p in (run/"eval").iterdir()} == before
+@pytest.mark.parametrize("spoil", [lambda run: (run/"eval").write_text(""), lambda run: (run/"eval"/"answers.jsonl").mkdir(parents=True)], ids=["a file", "a folder"])
+def test_what_stands_in_the_way_is_said_in_one_line(data, a_run, fake, spoil):
+    run = a_run(); spoil(run)
+    with pytest.raises(MedchatError, match="cannot write|cannot read") as e: quick([run], data)
+    assert "\n" not in str(e.value)
 
-def test_too_large_a_batch_says_what_to_do(data, a_run, fake):
-    def fail(on, q, images): raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
-    fake["say"] = fail
-    with pytest.raises(MedchatError, match="not enough memory for a batch: 3 questions. Try --batch-size 1"): evaluate([a_run()], data)
+def test_an_empty_split(data, dataset, a_run, fake, monkeypatch):
+    monkeypatch.setattr(E, "read_dataset", lambda folder, split: dataset.select([]))
+    with pytest.raises(MedchatError, match="nothing to evaluate: the split is empty"): evaluate([a_run()], data)
+    assert not fake["loaded"]
 
-def test_breaking_off_the_first_time_leaves_nothing(data, a_run, fake, monkeypatch):
-    run = a_run()
-    def full(path, rows): raise MedchatError("cannot write", path, "No space left on device")
-    monkeypatch.setattr(E, "write_jsonl", full)
-    with pytest.raises(MedchatError): evaluate([run], data)
-    assert not (run/"eval").exists() or not list((run/"eval").iterdir())
+def test_a_run_without_an_adapter_is_refused_before_its_neighbour_is_asked(data, a_run, fake):
+    good, bad = a_run("good"), a_run("bad")
+    shutil.rmtree(bad/"adapter")
+    with pytest.raises(MedchatError, match="adapter"): quick([good, bad], data)
+    assert not fake["calls"]
 
 
 # --- with a real model
 
 @pytest.fixture(scope="module")
-def real_run(tmp_path_factory, data):
+def real_run(tmp_path_factory):
     "A run whose adapter holds random numbers, so that it differs from its base."
     import torch
     from medchat.models import add_lora, base_hash, load_model, resolve_base
@@ -338,19 +423,49 @@ def real_run(tmp_path_factory, data):
     (run/"config.json").write_text(json.dumps(dict(medchat="0", base="tiny-qwen2-vl", base_sha256=base_hash(resolve_base("tiny-qwen2-vl")), load_in_4bit=True)))
     return run
 
-def test_real_replies(real_run, data, dataset, questions):
+@pytest.fixture
+def copied(real_run, tmp_path): return lambda name="one": shutil.copytree(real_run, tmp_path/name/"random")
+
+def test_real_replies(copied, data, dataset, questions):
     "Batches of any size, single questions, and the base loaded by itself: the same replies."
-    from medchat.models import generate_replies, load_run
-    evaluate([real_run], data, batch_size=7, max_new_tokens=8)
-    rows = [json.loads(line) for line in open(real_run/"eval"/"test.jsonl")]
+    from medchat.models import encode, greedy, load_run
+    import torch
+    run = copied(); quick([run], data, batch_size=7, max_new_tokens=8)
+    rows = rows_of(run/"eval"/"test.jsonl")
     assert any(r["base"] != r["tuned"] for r in rows), "the adapter changes nothing: this test proves nothing"
     for who in ("tuned", "base"):
-        model, processor = load_run(real_run, with_adapter=who == "tuned")
-        limit = lambda q: 8 if q.kind == "vqa" else 32
-        single = [generate_replies(model, processor, [q.prompt], [dataset[q.row]["images"]], max_new_tokens=limit(q))[0] for q in questions]
-        assert [r[who] for r in rows] == single
+        model, processor = load_run(run, with_adapter=who == "tuned")
+        for q, row in zip(questions, rows):
+            batch = encode(processor, [q.prompt], [dataset[q.row]["images"]])
+            with torch.no_grad(): out = model.generate(**batch, generation_config=greedy(processor, 8 if q.kind == "vqa" else 32, model.generation_config.eos_token_id))
+            assert row[who] == processor.tokenizer.decode(out[0, batch["input_ids"].shape[1]:], skip_special_tokens=True).strip() and 0 < row[f"{who}_confidence"] <= 1
 
-def test_real_evaluation_repeats_itself(real_run, data):
-    evaluate([real_run], data, limit=9, max_new_tokens=8); one = (real_run/"eval"/"test-9.jsonl").read_bytes()
-    evaluate([real_run], data, limit=9, max_new_tokens=8)
-    assert (real_run/"eval"/"test-9.jsonl").read_bytes() == one
+def test_real_evaluation_repeats_itself(copied, data):
+    "Asked anew in another folder, and not asked in the same: the same bytes."
+    one, two = copied("one"), copied("two")
+    first, = evaluate([one], data, limit=9, max_new_tokens=8); before = (one/"eval"/"test-9.jsonl").read_bytes()
+    assert (one/"eval"/"test-9.jsonl").read_bytes() == before
+    again, = evaluate([one], data, limit=9, max_new_tokens=8)
+    anew, = evaluate([two], data, limit=9, max_new_tokens=8)
+    assert (one/"eval"/"test-9.jsonl").read_bytes() == (two/"eval"/"test-9.jsonl").read_bytes() == before
+    assert but(first, "seconds") == but(again, "seconds") == but(anew, "seconds")
+    for f in (one/"eval").iterdir(): assert str(one.parent) not in f.read_text() and str(data.parent) not in f.read_text()
+
+def test_killed_on_the_way_and_repeated(copied, data):
+    "SIGKILL in the middle, then the same command: the file of an evaluation that nobody stopped, byte for byte."
+    whole, killed = copied("whole"), copied("killed")
+    code = f"""import time, medchat.answers as A
+from medchat.evaluate import evaluate
+answer = A.answer_prompts
+A.answer_prompts = lambda *a: (time.sleep(.2), answer(*a))[1]
+evaluate([{str(killed)!r}], {str(data)!r}, batch_size=2, max_new_tokens=8)"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    want, = evaluate([whole], data, batch_size=2, max_new_tokens=8)
+    kept, ends = killed/"eval"/"answers.jsonl", time.monotonic() + 120
+    while not (kept.is_file() and kept.read_bytes().count(b"\n") > 20) and time.monotonic() < ends and process.poll() is None: time.sleep(.01)
+    process.send_signal(signal.SIGKILL); process.wait()
+    before = kept.read_bytes()
+    assert 20 < before.count(b"\n") < (whole/"eval"/"answers.jsonl").read_bytes().count(b"\n") and not (killed/"eval"/"test.json").exists()
+    got, = evaluate([killed], data, batch_size=2, max_new_tokens=8)
+    assert kept.read_bytes().startswith(before[:before.rfind(b"\n") + 1])
+    assert (killed/"eval"/"test.jsonl").read_bytes() == (whole/"eval"/"test.jsonl").read_bytes() and but(got, "seconds") == but(want, "seconds")

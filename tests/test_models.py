@@ -3,11 +3,12 @@ import ast, json, os, shutil, subprocess, sys, types, warnings
 from pathlib import Path
 import pytest
 from fastcore.test import test_eq as eq
+from hypothesis import given, settings, strategies as st
 from medchat import models
 from medchat.core import MedchatError
 from medchat.families import FAMILIES, family_of
 from medchat.messages import assistant_message, user_message
-from medchat.models import (add_lora, base_hash, encode, generate_replies, greedy, load_adapter, load_model, load_run, resolve_base, same_sort, set_training, trained_parts)
+from medchat.models import (add_lora, answer_prompts, base_hash, encode, generate_replies, greedy, load_adapter, load_model, load_run, resolve_base, same_sort, set_training, trained_parts)
 
 BASE = "tiny-qwen2-vl"
 TINY = [f.name for f in FAMILIES.values() if f.tiny_base]
@@ -215,14 +216,12 @@ def test_a_base_with_a_huge_cap_gets_ours(tmp_path):
     file.write_text(json.dumps(config))
     eq(load_model(str(folder))[1].image_processor.size["longest_edge"], 512*784)
 
-def test_rows_with_no_one_and_two_images_in_one_batch(each, monkeypatch):
-    "Their replies are those to each alone, in their order; where the processor refuses a mixture, it is asked in parts."
-    (model, processor), asked, generate = each, [], models._generate
-    monkeypatch.setattr(models, "_generate", lambda m, p, messages, *a: asked.append(len(messages)) or generate(m, p, messages, *a))
+def test_rows_with_no_one_and_two_images_in_one_batch(each):
+    "Their replies are those to each alone, in their order."
+    model, processor = each
     messages = [ask("No image?", 0), ask("One?", 1), ask("Nor here, though it is asked at length?", 0), ask("Two?", 2)]
     images = [[], [picture(1)], [], [picture(1), picture(2, side=84)]]
     together = generate_replies(model, processor, messages, images, max_new_tokens=8)
-    eq(asked, [4] if family_of(model.config).mixes else [1, 1, 2])
     eq(together, [generate_replies(model, processor, [m], [i], max_new_tokens=8)[0] for m, i in zip(messages, images)])
     eq(generate_replies(model, processor, [], []), [])
 
@@ -311,6 +310,105 @@ def test_generation_restores_the_mode(loaded):
         set_training(model, training)
         generate_replies(model, processor, [ask("What?")], [[picture()]], max_new_tokens=2)
         eq(model.training, training)
+
+# -- answers that share an image: read once, and each as if it were alone
+
+def scan(seed, wide, high):
+    "Blocks of grey, of any size."
+    import numpy as np
+    from PIL import Image
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (7, 7), dtype=np.uint8)).resize((wide, high)).convert("RGB")
+
+def crowd():
+    "Prompts of every sort: long and short, no image to two, of four sizes, shared and repeated, in several turns, with words before the image."
+    small, tall, wide, large = scan(0, 112, 112), scan(1, 56, 168), scan(2, 224, 84), scan(3, 400, 300)
+    system, told = {"role": "system", "content": [{"type": "text", "text": "Be brief, and say only what can be seen."}]}, lambda *turns: [user_message(t, 1 - i) if not i % 2 else assistant_message(t) for i, t in enumerate(turns) if i < 2] + [user_message(t) for t in turns[2:]]
+    return [(ask("What is this?"), [small]), (ask("Is there a circle in the left upper area of this image?"), [small]), (ask("Where?"), [tall]), (ask("Is it?"), [wide]), (ask("Describe it."), [large]), (ask("Describe it."), [small]),
+        (ask("No image?", 0), []), (ask("What is a square, and what would you say if there were one?", 0), []), (ask("Compare.", 2), [small, wide]), (ask("Which one is larger?", 2), [wide, small]), (ask("Are they the same?", 2), [small, small]),
+        (told("How many shapes?", "two", "Where?"), [large]), (told("How many shapes?", "three, I think", "Which colour are they?"), [large]), ([system, *ask("What?")], [small]),
+        ([*told("First", "ok"), user_message("And this one?", 1)], [small, tall]), ([*told("First picture of the two", "ok"), user_message("And this one?", 1)], [small, large])]
+
+@pytest.fixture(scope="module")
+def alone(each):
+    "What `model.generate` says to each of the crowd, asked by itself: the number of tokens -> replies."
+    import torch
+    model, processor = each
+    def one(messages, images, n):
+        batch = encode(processor, [messages], [images])
+        with torch.no_grad(): out = model.generate(**batch, generation_config=greedy(processor, n, model.generation_config.eos_token_id))
+        return processor.tokenizer.decode(out[0, batch["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+    return {n: [one(*row, n) for row in crowd()] for n in (1, 20)}
+
+def step_by_step(model, processor, messages, images, n):
+    "The likeliest token each time, by a whole forward pass without a cache. Returns the reply and the product of its softmax probabilities."
+    import torch
+    batch, said, chance = dict(encode(processor, [messages], [images])), [], 1.
+    while len(said) < n and not (said and said[-1] in model.generation_config.eos_token_id):
+        with torch.no_grad(): logits = model(**batch, use_cache=False).logits[0, -1].double()
+        said.append(int(logits.argmax())); chance *= float(logits.softmax(-1).max())
+        for key, more in (("input_ids", torch.tensor([[said[-1]]])), ("attention_mask", torch.ones(1, 1, dtype=torch.long)), ("mm_token_type_ids", torch.zeros(1, 1, dtype=torch.long))):
+            if key in batch: batch[key] = torch.cat([batch[key], more], 1)
+        if "cross_attention_mask" in batch: batch["cross_attention_mask"] = torch.cat([batch["cross_attention_mask"], batch["cross_attention_mask"][:, -1:]], 1)
+    return processor.tokenizer.decode(said, skip_special_tokens=True).strip(), chance
+
+@pytest.mark.parametrize("n", [1, 20])
+def test_a_crowd_is_answered_as_one_by_one(each, alone, n):
+    got = answer_prompts(*each, *zip(*crowd()), max_new_tokens=n)
+    wrong = {i: (reply, want) for i, ((reply, _), want) in enumerate(zip(got, alone[n], strict=True)) if reply != want}
+    assert not wrong and len(set(alone[n])) > 2, wrong
+
+@settings(max_examples=12)
+@given(st.data())
+def test_the_company_and_its_order_change_nothing(each, alone, data):
+    rows = crowd()
+    picked = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=10))
+    said = [reply for reply, _ in answer_prompts(*each, [rows[i][0] for i in picked], [rows[i][1] for i in picked], max_new_tokens=20)]
+    eq(said, [alone[20][i] for i in picked])
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_confidence_is_the_probability_of_the_whole_reply(each, n):
+    rows = crowd()
+    got = answer_prompts(*each, *zip(*rows), max_new_tokens=n)
+    want = [step_by_step(*each, *row, n) for row in rows]
+    wrong = {i: (a, b) for i, (a, b) in enumerate(zip(got, want, strict=True)) if a[0] != b[0] or abs(a[1] - b[1]) > 1e-3 or not 0 < a[1] <= 1}
+    assert not wrong and len({round(p, 3) for _, p in want}) > 5, wrong
+
+def test_a_longer_reply_is_less_probable_and_one_that_ended_stays_as_it_was(each):
+    rows = crowd()
+    short, long, longer = (answer_prompts(*each, *zip(*rows), max_new_tokens=n) for n in (1, 20, 60))
+    assert all(a >= b - 1e-5 and b >= c - 1e-5 for (_, a), (_, b), (_, c) in zip(short, long, longer)) and any(a > b for (_, a), (_, b) in zip(short, long))
+    ended = [(a, b) for (one, a), (other, b) in zip(long, longer) if one == other]
+    assert ended and all(a == pytest.approx(b, abs=1e-5) for a, b in ended)
+
+def test_an_image_is_read_once_however_many_ask_about_it(each, monkeypatch, tmp_path):
+    read, see = [], models._see
+    monkeypatch.setattr(models, "_see", lambda m, p, starts, pictures: read.append([len(row) for row in pictures]) or see(m, p, starts, pictures))
+    one, other, words = scan(0, 112, 112), scan(1, 112, 112), ("What?", "Where is it?", "Is it?", "What is in the upper area?")
+    want = answer_prompts(*each, [ask(w) for w in words], [[one], [other], [one], [one]], max_new_tokens=6)
+    eq(read, [[1, 1]])
+    one.save(tmp_path/"one.png"); other.save(tmp_path/"other.png")
+    forms = [lambda f: f.read_bytes(), str, lambda f: f, lambda f: {"bytes": f.read_bytes(), "path": None}, lambda f: {"bytes": None, "path": str(f)}]
+    for form in forms:
+        read.clear()
+        eq([r for r, _ in answer_prompts(*each, [ask(w) for w in words], [[form(tmp_path/f"{n}.png")] for n in ("one", "other", "one", "one")], max_new_tokens=6)], [r for r, _ in want])
+        eq(read, [[1, 1]])
+
+def test_answers_restore_the_mode_even_after_a_fault(each, monkeypatch):
+    model, processor = each
+    def fail(*_): raise RuntimeError("broke")
+    for training in (True, False):
+        set_training(model, training)
+        answer_prompts(model, processor, [ask("What?")], [[picture()]], max_new_tokens=1); eq(model.training, training)
+        answer_prompts(model, processor, [], []); eq(model.training, training)
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "_write", fail)
+            with pytest.raises(RuntimeError): answer_prompts(model, processor, [ask("What?")], [[picture()]])
+        eq(model.training, training)
+
+def test_no_prompts_no_answers(each):
+    eq(answer_prompts(*each, [], []), [])
+    with pytest.raises(MedchatError, match="do not match: 1 places, 0 images"): answer_prompts(*each, [ask("What?")], [[]])
+    with pytest.raises(MedchatError, match="already holds the answer"): answer_prompts(*each, [ask("What?"), [*ask("What?"), assistant_message("it")]], [[picture()]]*2)
 
 @every
 def test_a_base_that_pads_with_its_end_token_is_refused(tmp_path, bases, name):

@@ -151,10 +151,20 @@ def test_broken_evaluation_file(run):
     (run/"eval"/"test.json").write_text("{")
     with pytest.raises(MedchatError, match="broken evaluation file"): card_text(run)
 
-def test_scores_are_found_at_any_depth(run):
+def test_scores_of_a_file_that_holds_few(run):
     s = dict(value=1.0, n=3)
-    (run/"eval"/"test.json").write_text(json.dumps({"scores": {"tuned": {"closed": s, "by_kind": {"vqa": s}}, "base": {"closed": s}}, "n": 3, "rows": [1]}))
-    assert [(r["score"], bool(r["base"]), bool(r["tuned"])) for r in read_scores(run)] == [("closed", True, True), ("by kind, vqa", False, True)]
+    for content, want in (({"tuned": {"closed_accuracy": s}}, [("closed accuracy", False, True)]), ({"base": {"open_recall": s}, "slices": None, "texts": None}, [("open recall", True, False)]), ({}, []), ([1], [])):
+        (run/"eval"/"test.json").write_text(json.dumps(content))
+        assert [(r["score"], bool(r["base"]), bool(r["tuned"])) for r in read_scores(run)] == want
+        card_text(run)
+
+def test_card_calls_out_a_model_that_does_not_look(run):
+    text = card_text(run)
+    assert "**Closed accuracy is 0.91 with the right image and 0.90 with a blank image: nothing shows that it looks.**" in text
+    assert "| closed accuracy | 0.91 (0.86 to 0.96), n=200 | 0.90 (-2 to 4 points lower) |" in text
+    assert "- findings said but not in the reference: 25% (20-30) of 200" in text and "| test | caption, rouge l |" in text and "bleu 2" not in text
+    (run/"eval"/"test.json").unlink()
+    assert "## Does it look?\nNot measured." in card_text(run)
 
 def test_card_in_a_folder_without_write_access(run, no_write):
     with pytest.raises(MedchatError): write_card(no_write)
@@ -163,11 +173,13 @@ def test_card_in_a_folder_without_write_access(run, no_write):
 # --- the list
 
 def test_what_goes_and_what_stays(run):
+    (run/"feedback.jsonl").write_text('{"time": "2026-11-23T10:00:00+00:00", "liked": true}\n') # the thumbs of the chat page
     files = files_to_push(run)
+    assert not [name for name in files if "feedback" in name]
     assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "medchat/config.json", "medchat/eval/test.json",
                              "medchat/loss.png", "processor_config.json", "tokenizer.json"]
     sent = b"".join(v if isinstance(v, bytes) else v.read_bytes() for v in files.values())
-    for secret in (str(run.parent), "secret-ward", "ward7", "a patient's", "PEFT's own card"): assert secret.encode() not in sent, secret
+    for secret in (str(run.parent), "secret-ward", "ward7", "a patient's", "PEFT's own card", "iller", "ward-gpu", "ratings", "liked", "2026-11-23T10"): assert secret.encode() not in sent, secret
 
 def test_a_run_without_its_adapter(run):
     (run/"adapter"/"adapter_model.safetensors").unlink()
