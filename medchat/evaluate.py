@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from .ablation import blind_warnings
 from .answers import KeptAnswers, Question, answer_questions, model_key, read_questions
+from .bertscore import add_bert_scores, load_text_model
 from .benchmarks import BENCHMARKS, benchmark_scores, benchmark_table, check_benchmark, find_benchmark, in_benchmark
 from .core import MedchatError, replacing, write_jsonl
 from .curate import read_dataset
@@ -100,11 +101,12 @@ def _about(data, split: str, **options) -> dict:
     return dict(date=date.today().isoformat(), split=split, data=Path(data).resolve().name, data_sha256=data_hash(data), leaks=leaks_of(data, split), **options,
                 generation="greedy", interval="95%, bootstrap over groups", versions=versions())
 
-def _evaluate(run, config, about, dataset, questions, always, known, probes, judge, judge_model) -> tuple[dict, dict]:
+def _evaluate(run, config, about, dataset, questions, always, known, probes, bert, judge, judge_model) -> tuple[dict, dict]:
     "Ask, score and write one run. Returns its result, and the base's replies."
     ask, being, model, processor, kept, base_key = _asker(run, config, dataset, known, batch_size=about["batch_size"], max_new_tokens=about["max_new_tokens"])
     start = time.perf_counter(); base = ask(questions, "base"); middle = time.perf_counter(); tuned = ask(questions); end = time.perf_counter()
     result = dict(run=run.resolve().name, base_name=config["base"], base_sha256=config["base_sha256"], load_in_4bit=config.get("load_in_4bit", True), **about, **compare_answers(questions, base, tuned, always))
+    for who, said in (("base", base), ("tuned", tuned)) if bert else (): add_bert_scores(result["texts"][who], questions, [a.reply for a in said], *bert)
     probed, changed = _probe(ask, being, model, processor, questions, base, tuned, about["batch_size"]) if probes else ({}, [{}]*len(questions))
     result |= probed | dict(warnings=blind_warnings(probed.get("looks", {})), judge=_judge(judge, judge_model, run, questions, base, tuned), seconds=dict(base=round(middle - start, 2), tuned=round(end - middle, 2)))
     name = about["name"]
@@ -167,6 +169,7 @@ def evaluate(
     limit: int | None = None,  # only so many questions, evenly spread: for a quick look
     probes: bool = True,       # ask also without the image, in other words, what cannot be seen, and about shapes
     benchmark: str | None = None, # a published one, with its split and scores, such as vqa-rad
+    bert_model: str | None = None, # text model for BERTScore of open answers, captions and reports: a folder, or a Hub name such as roberta-large
     judge: str | None = None,  # address of a language model that rates open answers, such as http://localhost:8000/v1; it gets the texts
     judge_model: str | None = None, # its name there
 ) -> list[dict]:               # what was written to RUN/eval/<split>.json, for each run
@@ -174,7 +177,7 @@ def evaluate(
     known = find_benchmark(benchmark) if benchmark else None
     _check_options(known, split, limit, judge, judge_model, batch_size=batch_size, max_new_tokens=max_new_tokens)
     split, runs = known.split if known else split, _check_runs(runs)
-    dataset, replies, results = read_dataset(data, split), {}, []
+    dataset, replies, results, bert = read_dataset(data, split), {}, [], (bert_model, *load_text_model(bert_model)) if bert_model else ()
     notes = [x for x in check_benchmark(known, data) if not x.startswith(("known to leak", "measured here"))] if known else [] # the table and the leaks say those
     questions = _pick(dataset, limit, known)
     if limit is not None and limit >= len(dataset): limit = None
@@ -182,7 +185,7 @@ def evaluate(
     except MedchatError: always = None # there is no training split
     about = _about(data, split, name=benchmark or (f"{split}-{limit}" if limit else split), limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, benchmark=benchmark, notes=notes)
     for run, config in runs:
-        result, replies = _evaluate(run, config, about, dataset, questions, always, replies, probes, judge, judge_model)
+        result, replies = _evaluate(run, config, about, dataset, questions, always, replies, probes, bert, judge, judge_model)
         results.append(result)
     return _pair_up(results, runs, about["name"], questions)
 

@@ -124,14 +124,15 @@ def slice_scores(
     questions: list[Question],
     base: list[str],
     tuned: list[str],
-) -> list[dict]: # by (type, modality, organ, language), name, base, tuned: score name -> summary
+) -> list[dict]: # by (type, modality, organ, language), name, base, tuned: score name -> summary; texts: base, tuned -> scores of the open answers
     "The scores of parts of the questions; a division into a single part is left out."
     found = defaultdict(list)
     for i, q in enumerate(questions):
         for by, name in [*(("type", t) for t in dict.fromkeys(q.types)), *q.slices.items()]: found[by, name].append(i)
     many = Counter(by for by, _ in found)
-    pick = lambda replies, of: summarise_replies([questions[i] for i in of], [replies[i] for i in of])
-    return [dict(by=by, name=name, base=pick(base, of), tuned=pick(tuned, of)) for (by, name), of in sorted(found.items(), key=lambda x: (x[0][0] != "type", x[0])) if many[by] > 1 or by == "type"]
+    pick = lambda replies, of, score=summarise_replies: score([questions[i] for i in of], [replies[i] for i in of])
+    short = lambda replies, of: pick(replies, [i for i in of if questions[i].score_name == "open_recall"], text_scores).get("open", {})
+    return [dict(by=by, name=name, base=pick(base, of), tuned=pick(tuned, of), texts=dict(base=short(base, of), tuned=short(tuned, of))) for (by, name), of in sorted(found.items(), key=lambda x: (x[0][0] != "type", x[0])) if many[by] > 1 or by == "type"]
 
 # %% ../nbs/13g_scoring.ipynb #0026-exportde
 def compare_answers(
@@ -179,7 +180,7 @@ def score_table(
         for k in row["tuned"]: add(f"  {row['name'] if row['by'] == 'type' else row['by'] + ' ' + row['name']} {k.split('_')[0]}", row["base"][k], row["tuned"][k], f"{100*(row['tuned'][k]['value'] - row['base'][k]['value']):+.1f}")
     return aligned(lines)
 
-SHOWN = {"exact_match", "f1", "bleu_1", "bleu_4", "rouge_l", "cider", "finding_f1_micro"} # in the table; the file has all
+SHOWN = {"exact_match", "f1", "bleu_1", "bleu_4", "rouge_l", "cider", "finding_f1_micro", "bert_f1"} # in the table; the file has all
 
 def text_table(
     base: dict,  # from `text_scores`

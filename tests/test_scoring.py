@@ -244,3 +244,9 @@ def test_how_numbers_are_shown():
     assert show_score(dict(value=.5, low=.25, high=1, n=3)) == "0.500 (0.25-1.00)" and show_score(dict(value=None, low=None, high=None, n=0)) == "-"
     assert show_gain(dict(value=-.1234, low=-.25, high=.004)) == "-12.3 (-25 to +0)"
     assert aligned([["", "n"], ["a", "1,000"]]) == "       n\na  1,000"
+
+def test_slices_have_the_scores_of_their_open_answers():
+    qs = [question(0, answer_type="open", reference="left lung", types=["where"]), question(1, answer_type="open", reference="nodule", types=["what"]), question(2, types=["is"])]
+    found = {row["name"]: row["texts"] for row in slice_scores(qs, ["", "", "yes"], ["left lung", "effusion", "yes"])}
+    assert found["is"] == dict(base={}, tuned={}) and found["where"]["tuned"]["exact_match"]["value"] == 1 and found["what"]["tuned"]["exact_match"]["value"] == 0 == found["where"]["base"]["f1"]["value"]
+    assert {"precision", "recall", "f1", "bleu_1", "bleu_4"} <= set(found["where"]["tuned"]) and found["where"]["tuned"]["f1"]["n"] == 1
