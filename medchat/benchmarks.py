@@ -101,7 +101,7 @@ _SETS += (
         dict(caption=9927), ("caption",)),
     Benchmark("kvasir-vqa", "Kvasir-VQA (Gautam et al. 2024, arXiv:2409.01437)", ("Kvasir-VQA",), "medchat convert FOLDER --format kvasir_vqa --out DIR", _VQA,
         "rows repeat another word for word about the same image (5,178 of 12,072, counted in a copy): in a split by rows the same question and answer stand on both sides; the split that convert makes keeps an image on one side",
-        (Published("Florence-2 (0.23B, LoRA)", "Gautam et al. 2024, arXiv:2409.01437, Table 3", "trained and scored on the same 20,241 questions, which LLaMA-3 wrote from captions of 2,000 images: neither the published questions nor held out",
+        (Published("Florence-2 (0.23B, LoRA)", "Gautam et al. 2024, arXiv:2409.01437, Table 3", "trained and scored on the same 20,241 questions, which a language model wrote from captions of 2,000 images: neither the published questions nor held out",
                    other=dict(BLEU=.3757, ROUGE=.6955, METEOR=.6640, CIDEr=.7320)),), has_split=False))
 
 BENCHMARKS = {b.name: b for b in _SETS}

@@ -19,10 +19,10 @@ from .models import load_run, read_run, template_text
 from .probes import probe_impossible, probe_looks, probe_shapes, probe_wording
 from .report import leak_line
 from .runs import data_hash, versions
-from .scoring import aligned, compare_answers, differences, majority_replies, score_reply, score_table, show_gain, show_score, text_table
+from .scoring import aligned, compare_answers, differences, guess_warnings, majority_replies, score_reply, score_table, show_gain, show_p, text_table
 
 # %% auto #0
-__all__ = ['leaks_of', 'look_table', 'trust_lines', 'evaluate']
+__all__ = ['leaks_of', 'trained_on', 'look_table', 'trust_lines', 'judge_lines', 'evaluate']
 
 # %% ../nbs/14_evaluate.ipynb #0009-exportde
 def leaks_of(
@@ -35,6 +35,21 @@ def leaks_of(
     return [leak_line(x) for x in report.get("leaks", []) if {x["split"], x["also_in"]} == {split, "train"}]
 
 # %% ../nbs/14_evaluate.ipynb #0012-exportde
+def trained_on(
+    config: dict,      # of the run
+    data: str | Path,  # the dataset folder that it is evaluated on
+    dataset,           # the split of it
+) -> tuple[list[str], list[str]]: # leaks and notes, a sentence each; both empty for the data that the run was trained on
+    "Which images of other data did the run see in training?"
+    if config.get("data_sha256") == data_hash(data): return [], []
+    images = lambda split: {image for row in split.select_columns(["image_sha256"])["image_sha256"] for image in row}
+    try:
+        if data_hash(config["data"]) != config.get("data_sha256"): raise MedchatError("changed since")
+        seen, mine = images(read_dataset(config["data"], "train")), images(dataset)
+    except (MedchatError, KeyError, TypeError): return [], ["this is not the data that the run was trained on, which is not here any more: nobody knows whether they share images"]
+    return [f"{len(seen & mine):,} of {len(mine):,} images were in its training data"] if seen & mine else [], []
+
+# %% ../nbs/14_evaluate.ipynb #0015-exportde
 def _pick(dataset, limit: int | None, benchmark) -> list[Question]:
     "All questions, or some that are evenly spread over the split; of a benchmark those that count."
     questions = read_questions(dataset)
@@ -62,7 +77,7 @@ def _check_runs(runs) -> list[tuple[Path, dict]]:
         if not os.access(target, os.W_OK) or not target.is_dir(): raise MedchatError("cannot write", target, "Change its permissions, or copy the run")
     return found
 
-# %% ../nbs/14_evaluate.ipynb #0015-exportde
+# %% ../nbs/14_evaluate.ipynb #0018-exportde
 def _asker(run, config, dataset, known, **options):
     "A function that asks the base or the tuned model of a run; the two themselves: name -> context in which the model is that one; all answers, and the base's key."
     model, processor = load_run(run)
@@ -88,7 +103,20 @@ def _judge(url, name, run, questions, base, tuned) -> dict | None:
     texts = [dict(question=q.question, reference=q.reference, context="" if q.kind == "caption" else captions.get(tuple(q.image_paths), "")) for q in (questions[i] for i in asked)]
     return {who: judge_replies(texts, [said[i].reply for i in asked], url, name, run/"eval"/"judge.jsonl", groups=[questions[i].group for i in asked]) for who, said in (("base", base), ("tuned", tuned))}
 
-# %% ../nbs/14_evaluate.ipynb #0016-exportde
+# %% ../nbs/14_evaluate.ipynb #0019-exportde
+def _keep_older(folder, about): # scores of other data under the same name get a name of their own
+    file = folder/f"{about['name']}.json"
+    try: old = json.loads(file.read_text(encoding="utf-8")).get("data_sha256") if file.is_file() else None
+    except (ValueError, AttributeError): return
+    if old in (None, about["data_sha256"]): return
+    for suffix in (".json", ".jsonl"):
+        if (folder/f"{about['name']}{suffix}").is_file(): (folder/f"{about['name']}{suffix}").replace(folder/f"{about['name']}-{old[:8]}{suffix}")
+    print(f"{file.name} held scores of other data: kept as {about['name']}-{old[:8]}.json")
+
+def _write_result(run, result):
+    with replacing(run/"eval"/f"{result['name']}.json") as tmp: tmp.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+# %% ../nbs/14_evaluate.ipynb #0020-exportde
 def _row(processor, q, base, tuned, changed) -> dict:
     "All that is known of one question, for the file of answers."
     scored = {f"{who}_{what}": value for who, a in (("base", base), ("tuned", tuned)) for what, value in zip(("score", "read", "confidence"), (*score_reply(q, a.reply), round(a.confidence, 4)))}
@@ -101,21 +129,29 @@ def _about(data, split: str, **options) -> dict:
     return dict(date=date.today().isoformat(), split=split, data=Path(data).resolve().name, data_sha256=data_hash(data), leaks=leaks_of(data, split), **options,
                 generation="greedy", interval="95%, bootstrap over groups", versions=versions())
 
-def _evaluate(run, config, about, dataset, questions, always, known, probes, bert, judge, judge_model) -> tuple[dict, dict]:
+# %% ../nbs/14_evaluate.ipynb #0021-exportde
+def _evaluate(run, config, about, data, dataset, questions, always, known, probes, bert, judge, judge_model) -> tuple[dict, dict]:
     "Ask, score and write one run. Returns its result, and the base's replies."
     ask, being, model, processor, kept, base_key = _asker(run, config, dataset, known, batch_size=about["batch_size"], max_new_tokens=about["max_new_tokens"])
+    reused = bool(kept.known)
     start = time.perf_counter(); base = ask(questions, "base"); middle = time.perf_counter(); tuned = ask(questions); end = time.perf_counter()
     result = dict(run=run.resolve().name, base_name=config["base"], base_sha256=config["base_sha256"], load_in_4bit=config.get("load_in_4bit", True), **about, **compare_answers(questions, base, tuned, always))
     for who, said in (("base", base), ("tuned", tuned)) if bert else (): add_bert_scores(result["texts"][who], questions, [a.reply for a in said], *bert)
     probed, changed = _probe(ask, being, model, processor, questions, base, tuned, about["batch_size"]) if probes else ({}, [{}]*len(questions))
-    result |= probed | dict(warnings=blind_warnings(probed.get("looks", {})), judge=_judge(judge, judge_model, run, questions, base, tuned), seconds=dict(base=round(middle - start, 2), tuned=round(end - middle, 2)))
-    name = about["name"]
-    write_jsonl(run/"eval"/f"{name}.jsonl", (_row(processor, *row) for row in zip(questions, base, tuned, changed)))
-    with replacing(run/"eval"/f"{name}.json") as tmp: tmp.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(_summary(result, questions, base, tuned), f"Every answer: {run/'eval'/name}.jsonl", sep="\n")
+    result |= probed | dict(warnings=[*guess_warnings(result), *blind_warnings(probed.get("looks", {}))], judge=None, seconds=None if reused else dict(base=round(middle - start, 2), tuned=round(end - middle, 2)))
+    leaks, notes = trained_on(config, data, dataset)
+    result["leaks"], result["notes"] = [*result["leaks"], *leaks], [*result["notes"], *notes]
+    _keep_older(run/"eval", about)
+    write_jsonl(run/"eval"/f"{about['name']}.jsonl", (_row(processor, *row) for row in zip(questions, base, tuned, changed)))
+    _write_result(run, result)
+    print(_summary(result, questions, base, tuned), f"Every answer: {run/'eval'/about['name']}.jsonl", sep="\n")
+    if judge:
+        result["judge"] = _judge(judge, judge_model, run, questions, base, tuned)
+        _write_result(run, result)
+        print(*judge_lines(result), sep="\n")
     return result, {k: a for k, a in kept.known.items() if k[0] == base_key}
 
-# %% ../nbs/14_evaluate.ipynb #0018-exportde
+# %% ../nbs/14_evaluate.ipynb #0023-exportde
 def look_table(
     result: dict, # of one run
 ) -> str:
@@ -124,7 +160,7 @@ def look_table(
     if not looks: return ""
     show = lambda s: f"{s['value']:.3f} ({-100*s['drop']['value'] + 0:+.1f})" if s else "-"
     first = next(iter(looks.values()))
-    return aligned([["its image", "n", "right", *looks]] + [[name.replace("_", " "), f"{s['n']:,}", f"{s['right']:.3f}", *(show(scores.get(name)) for scores in looks.values())] for name, s in first.items()])
+    return aligned([["", "n", "its own image", *(("mirrored" if name == "flipped" else name) for name in looks)]] + [[name.replace("_", " "), f"{s['n']:,}", f"{s['right']:.3f}", *(show(scores.get(name)) for scores in looks.values())] for name, s in first.items()]) + "\n  mirrored: left and right change places, so on sides a model that looks should now be wrong" * ("flipped" in looks)
 
 def trust_lines(
     result: dict, # of one run
@@ -137,10 +173,16 @@ def trust_lines(
     add("left and right swapped", mine["sides"]); add("left and right swapped in captions and reports", mine.get("text_sides")); add("the same answer in other words", (result.get("wording") or {}).get("all_agree")); add("declined what no image shows", result.get("impossible"))
     if c: lines.append(f"  calibration error of closed answers: {c['ece']:.3f}, {c['expected_ece']:.3f} if it were calibrated, of {c['n']:,}")
     if s := result.get("shapes"): lines.append(f"  plain shapes, of {s['tuned']['n']}: base {s['base']['value']:.2f}, tuned {s['tuned']['value']:.2f}, {show_gain(s['difference'])} points: what it forgot")
-    for who, j in (result.get("judge") or {}).items(): j["relative"]["value"] is not None and lines.append(f"  judged by {j['model']}, {who}: {j['relative']['value']:.1f} ({j['relative']['low']:.1f}-{j['relative']['high']:.1f}) where the references have 100, of {j['relative']['n']}")
-    return lines
+    return lines + judge_lines(result)
 
-# %% ../nbs/14_evaluate.ipynb #0019-exportde
+def judge_lines(
+    result: dict, # of one run
+) -> list[str]:
+    "What a judge thought, a line for each model."
+    return [f"  judged by {j['model']}, {who}: {j['relative']['value']:.1f} ({j['relative']['low']:.1f}-{j['relative']['high']:.1f}) where the references have 100, of {j['relative']['n']}; the order of the two answers changed its mind in {100*j['order_changed']['value']:.0f}%"
+            for who, j in (result.get("judge") or {}).items() if j["relative"]["value"] is not None]
+
+# %% ../nbs/14_evaluate.ipynb #0024-exportde
 def _peek(questions, base, tuned, n=4) -> str:
     "A few answers, evenly picked."
     picked = range(0, len(questions), max(1, len(questions) // n))
@@ -151,15 +193,15 @@ def _summary(result: dict, questions, base, tuned) -> str:
     "What the terminal shows of one run."
     part = f"{len(questions):,} of its questions" if result["limit"] else f"{len(questions):,} questions"
     published = benchmark_table(BENCHMARKS[result["benchmark"]], benchmark_scores(BENCHMARKS[result["benchmark"]], result["tuned"], result["texts"]["tuned"]), result["run"]) if result["benchmark"] else ""
-    parts = [f"{result['run']} and its base {result['base_name']} on {result['data']}, split {result['split']}: {part}", score_table(result), look_table(result), "\n".join(trust_lines(result)), published, _peek(questions, base, tuned),
+    parts = [f"{result['run']} and its base {result['base_name']} on {result['data']}, split {result['split']}: {part}", score_table(result), text_table(**result["texts"]), look_table(result), "\n".join(trust_lines(result)), published, _peek(questions, base, tuned),
         *(f"WARNING: {x}. The scores are too high." for x in result["leaks"]), *(f"WARNING: {x}" for x in [*result["notes"], *result["warnings"]])]
     return "\n".join(p for p in parts if p)
 
 def _compare_runs(results, questions) -> str: # each later run against the first, on the same questions; also kept in its result
-    rows = [[f"{r['run']} - {results[0]['run']}", name.replace("_", " "), f"{d['n']:,}", show_gain(d), f"p={d['p']:.3f}"] for r in results[1:] for name, d in r["against"][results[0]["run"]].items()]
-    return aligned([["paired", "", "n", "points", ""], *rows])
+    rows = [[f"{r['run']} - {results[0]['run']}", name.replace("_", " "), f"{d['n']:,}", show_gain(d), show_p(d["p"])] for r in results[1:] for name, d in r["against"][results[0]["run"]].items()]
+    return aligned([["paired", "", "n", "points", "p"], *rows])
 
-# %% ../nbs/14_evaluate.ipynb #0021-exportde
+# %% ../nbs/14_evaluate.ipynb #0026-exportde
 def evaluate(
     runs: list[str],           # run folders
     data: str,                 # dataset folder made by `medchat convert`
@@ -170,7 +212,7 @@ def evaluate(
     probes: bool = True,       # ask also without the image, in other words, what cannot be seen, and about shapes
     benchmark: str | None = None, # a published one, with its split and scores, such as vqa-rad
     bert_model: str | None = None, # text model for BERTScore of open answers, captions and reports: a folder, or a Hub name such as roberta-large
-    judge: str | None = None,  # address of a language model that rates open answers, such as http://localhost:8000/v1; it gets the texts
+    judge: str | None = None,  # address of a language model that rates open answers, such as http://localhost:8000/v1; it gets the texts; its key: MEDCHAT_JUDGE_KEY
     judge_model: str | None = None, # its name there
 ) -> list[dict]:               # what was written to RUN/eval/<split>.json, for each run
     "Let base and tuned model answer the held-out questions, and compare. Goes on where it was stopped."
@@ -185,7 +227,7 @@ def evaluate(
     except MedchatError: always = None # there is no training split
     about = _about(data, split, name=benchmark or (f"{split}-{limit}" if limit else split), limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, benchmark=benchmark, notes=notes)
     for run, config in runs:
-        result, replies = _evaluate(run, config, about, dataset, questions, always, replies, probes, bert, judge, judge_model)
+        result, replies = _evaluate(run, config, about, data, dataset, questions, always, replies, probes, bert, judge, judge_model)
         results.append(result)
     return _pair_up(results, runs, about["name"], questions)
 
@@ -194,6 +236,6 @@ def _pair_up(results, runs, name, questions):
     said = [[json.loads(line)["tuned"] for line in open(run/"eval"/f"{name}.jsonl", encoding="utf-8")] for run, _ in runs]
     for result, (run, _), replies in list(zip(results, runs, said))[1:]:
         result["against"] = {results[0]["run"]: differences(questions, said[0], replies)}
-        with replacing(run/"eval"/f"{name}.json") as tmp: tmp.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_result(run, result)
     if len(results) > 1: print(_compare_runs(results, questions))
     return results

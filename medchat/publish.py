@@ -12,6 +12,7 @@ from .evaluate import trust_lines
 from .families import FAMILIES
 from .report import leak_line
 from .models import read_run
+from .runs import data_hash
 from .scoring import SHOWN
 
 # %% auto #0
@@ -76,9 +77,8 @@ def read_report(
     "What `medchat convert` found in the data that a run was trained on."
     config = read_run(run)
     if not config.get("data"): return {}
-    try: content = (Path(config["data"])/"report.json").read_bytes()
-    except OSError: return {}
-    return json.loads(content) if hashlib.sha256(content).hexdigest() == config.get("data_sha256") else {}
+    try: return json.loads((Path(config["data"])/"report.json").read_bytes()) if data_hash(config["data"]) == config.get("data_sha256") else {}
+    except (OSError, MedchatError): return {}
 
 # %% ../nbs/19_publish.ipynb #0020-exportde
 def card_metadata(

@@ -140,9 +140,8 @@ def alarms(
     "What must be known before any score is read."
     said = [f"{_capital(x).rstrip('.')}. The scores are too high." for x in result["leaks"]]
     said += [f"{_capital(x).rstrip('.')}." for x in [*(result.get("notes") or []), *result["warnings"]]]
-    for k, s in result["tuned"].items():
-        same, gain = (result["always_same"] or {}).get(k), result["difference"].get(k) or {}
-        if None not in (same, s["value"]) and s["value"] <= same: said.append(f"{_capital(_words(k))} is {s['value']:.2f}; always giving the most frequent answer gets {same:.2f} (n={s['n']:,}).")
+    for k in result["tuned"]:
+        gain = result["difference"].get(k) or {}
         if (gain.get("high") or 0) < 0: said.append(f"{_capital(_words(k))} is worse than that of the untuned model (n={gain['n']:,}).")
     if result.get("limit"): said.append(f"Only {result['limit']:,} of the split's questions were asked (--limit).")
     if not result.get("looks"): said.append("It was not tried with other images (--no-probes): nothing here shows that it looks.")

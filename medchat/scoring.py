@@ -15,7 +15,7 @@ from .trust import hallucinations, side_confusion
 # %% auto #0
 __all__ = ['SCORES', 'SHOWN', 'majority_replies', 'score_reply', 'summarise_replies', 'text_scores', 'confusion', 'mistakes',
            'calibrate', 'differences', 'slice_scores', 'compare_answers', 'aligned', 'show_score', 'show_gain',
-           'score_table', 'text_table']
+           'show_p', 'guess_warnings', 'score_table', 'text_table']
 
 # %% ../nbs/13g_scoring.ipynb #0010-exportde
 def majority_replies(
@@ -169,13 +169,27 @@ def show_gain(
     return f"{100*d['value']:+.1f} ({100*d['low']:+.0f} to {100*d['high']:+.0f})"
 
 # %% ../nbs/13g_scoring.ipynb #0030-exportde
+def show_p(
+    p: float | None,
+) -> str:
+    "A p value."
+    return "" if p is None else "<0.001" if p < .001 else f"{p:.3f}"
+
+def guess_warnings(
+    result: dict, # from `compare_answers`
+) -> list[str]:
+    "A sentence for each score that always the same answer reaches, too."
+    same = result["always_same"] or {}
+    return [f"{k.replace('_', ' ')} is {s['value']:.3f}; always giving the most frequent answer gets {same[k]:.3f} (n={s['n']:,})" for k, s in result["tuned"].items() if same.get(k) is not None and s["value"] is not None and s["value"] <= same[k]]
+
+# %% ../nbs/13g_scoring.ipynb #0032-exportde
 def score_table(
     result: dict, # from `compare_answers`
 ) -> str:
     "The scores of base and tuned as an aligned table."
-    lines = [["", "n", "always same", "base", "tuned", "gain", "unread"]]
-    def add(name, base, tuned, gain, same=None): lines.append([name, f"{tuned['n']:,}", "" if same is None else f"{same:.3f}", show_score(base), show_score(tuned), gain, f"{base['unparsed']} / {tuned['unparsed']}"])
-    for k in result["tuned"]: add(k.replace("_", " "), result["base"][k], result["tuned"][k], show_gain(result["difference"][k]), (result["always_same"] or {}).get(k))
+    lines = [["", "n", "always same", "base", "tuned", "gain", "p", "unread"]]
+    def add(name, base, tuned, gain, p="", same=None): lines.append([name, f"{tuned['n']:,}", "" if same is None else f"{same:.3f}", show_score(base), show_score(tuned), gain, p, f"{base['unparsed']} / {tuned['unparsed']}"])
+    for k in result["tuned"]: add(k.replace("_", " "), result["base"][k], result["tuned"][k], show_gain(result["difference"][k]), show_p(result["difference"][k]["p"]), (result["always_same"] or {}).get(k))
     for row in result["slices"]:
         for k in row["tuned"]: add(f"  {row['name'] if row['by'] == 'type' else row['by'] + ' ' + row['name']} {k.split('_')[0]}", row["base"][k], row["tuned"][k], f"{100*(row['tuned'][k]['value'] - row['base'][k]['value']):+.1f}")
     return aligned(lines)

@@ -214,8 +214,12 @@ def declines(
 def refusals(
     replies: Sequence[str], # to questions that have no answer
     groups: Sequence = (),  # whose image it is, such as the patient
-) -> dict: # value, n, groups, low, high; made_up, empty
-    "Share of the replies that decline. made_up: how many answer with content; empty: how many say nothing, which is neither."
+) -> dict: # value, n, groups, low, high; made_up, bare, empty
+    "Share of the replies that decline. made_up: how many answer with content; bare: how many say no more than no or none, which may be a habit; empty: how many say nothing. These two are neither."
     _check("refusals", replies, groups)
-    no, empty = [declines(reply) for reply in replies], sum(not normalise_answer(reply) for reply in replies)
-    return dict(**_share([(int(x), 1) for x in no], groups), made_up=len(no) - sum(no) - empty, empty=empty)
+    words = [normalise_answer(reply) for reply in replies]
+    bare, empty = sum(w in _BARE for w in words), words.count("")
+    no = [declines(reply) and w not in _BARE for reply, w in zip(replies, words)]
+    return dict(**_share([(int(x), 1) for x in no], groups), made_up=len(no) - sum(no) - bare - empty, bare=bare, empty=empty)
+
+_BARE = {"no", "0", "not", "无", "没 有", "不", "否", "不 是"} # as `normalise_answer` writes them

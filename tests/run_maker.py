@@ -19,7 +19,7 @@ def make_hollow_run(run: Path, **config) -> Path:
                 texts=dict(base=dict(caption=dict(rouge_l=score(.1), bleu_2=score(.1))), tuned=dict(caption=dict(rouge_l=score(.3), bleu_2=score(.2)))),
                 mistakes=dict(tuned=dict(hallucinations=dict(said_wrong=score(.25), missed=score(.5), examples=[dict(id="miller-1", invented=["Edema"], missed=[])]), sides=None)), calibration=dict(tuned=None),
                 wording=dict(all_agree=score(.7), examples=[dict(question="Is Mr Miller well?", reply="yes")]), warnings=["closed accuracy is 0.91 with the right image and 0.90 with a blank image: nothing shows that it looks"],
-                looks=dict(blank=dict(closed_accuracy=score(.9) | dict(drop=dict(value=.01, low=-.02, high=.04, p=.6)))), judge=dict(tuned=dict(relative=score(.5), model="m", host="ward-gpu", ratings=[1], places=[0])))),
+                looks=dict(blank=dict(closed_accuracy=score(.9) | dict(drop=dict(value=.01, low=-.02, high=.04, p=.6)))), judge=dict(tuned=dict(relative=score(.5), order_changed=score(.1), model="m", host="ward-gpu", ratings=[1], places=[0])))),
             "eval/test.jsonl": '{"reply": "a patient\'s answer"}\n', "log.jsonl": "{}\n", "receipt.md": "a patient's words", "checkpoints/checkpoint-9/optimizer.pt": "x"}
     for name, content in text.items():
         (run/name).parent.mkdir(parents=True, exist_ok=True)

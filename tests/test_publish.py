@@ -7,6 +7,7 @@ from hub_server import Hub
 from run_maker import make_hollow_run, make_run
 
 from medchat.core import MedchatError
+from medchat.runs import data_hash
 from medchat.publish import card_text, check_repo_id, differing, files_to_push, hub_error, push, read_scores, without_paths, write_card
 
 root = Path(__file__).resolve().parent.parent
@@ -134,7 +135,7 @@ def test_card_reads_the_datasets_report(run):
     (data/"report.json").write_text(json.dumps(report))
     config = json.loads((run/"config.json").read_text())
     assert "Its report was not found" in card_text(run)                         # it is not the report of the training
-    (run/"config.json").write_text(json.dumps(config | {"data_sha256": hashlib.sha256((data/"report.json").read_bytes()).hexdigest()}))
+    (run/"config.json").write_text(json.dumps(config | {"data_sha256": data_hash(data)}))
     text = card_text(run)
     for words in ("CC0\\|1.0 (3 rows), not stated (2 rows)", "a b (3 rows)", 'datasets: ["owner/set"]', "15 of 3,515 rows", "203 of 203 test images also stand in train (451 of 451 rows)"): assert words in text, words
     assert "miller" not in text and "secret-ward" not in text

@@ -3,7 +3,7 @@ import math, re
 import pytest
 from hypothesis import given, settings, strategies as st
 from medchat.answers import Answer
-from medchat.scoring import (SCORES, aligned, calibrate, compare_answers, confusion, differences, majority_replies, mistakes, score_reply, score_table, show_gain, show_score, slice_scores, summarise_replies, text_scores, text_table)
+from medchat.scoring import (SCORES, aligned, calibrate, compare_answers, confusion, differences, majority_replies, mistakes, score_reply, score_table, show_gain, show_p, show_score, slice_scores, summarise_replies, text_scores, text_table)
 from question_maker import question
 
 def answers(replies, confidence=.8): return [Answer(r, confidence) for r in replies]
@@ -224,10 +224,10 @@ def test_every_score_in_the_table_has_its_n_and_interval():
     qs = [question(i, types=["pres" if i % 2 else "size"], group=i//4, modality="CT" if i % 3 else "MRI", reference="yes" if i % 5 else "no") for i in range(1200)] + [question(2000 + i, answer_type="open", reference="left lung", types=["place"]) for i in range(7)]
     result = compare(qs, ["no"]*len(qs), ["yes"]*1200 + ["lung"]*7, ["yes"]*len(qs))
     head, *rows = cells(score_table(result))
-    assert head == ["n", "always same", "base", "tuned", "gain", "unread"]
+    assert head == ["n", "always same", "base", "tuned", "gain", "p", "unread"]
     assert [(r[0], r[1]) for r in rows] == [("closed accuracy", "1,200"), ("open recall", "7"), ("place open", "7"), ("pres closed", "600"), ("size closed", "600"), ("modality CT closed", "800"), ("modality MRI closed", "400")]
     for row in rows: assert len([c for c in row if re.fullmatch(r"\d\.\d{3} \(\d\.\d\d-\d\.\d\d\)", c)]) == 2, row                     # base and tuned, each with its interval
-    assert re.fullmatch(r"\+60\.0 \(\+\d+ to \+\d+\)", rows[0][5]) and rows[0][2] == "0.800" and rows[0][-1] == "0 / 0" and "7 / 0" not in rows[0]
+    assert re.fullmatch(r"\+60\.0 \(\+\d+ to \+\d+\)", rows[0][5]) and rows[0][2] == "0.800" and rows[0][6] == show_p(result["difference"]["closed_accuracy"]["p"]) and rows[0][-1] == "0 / 0" and "7 / 0" not in rows[0]
     assert rows[1][-1] == "0 / 0" and rows[3][-2].startswith(("+", "-"))
 
 def test_unread_replies_are_in_the_table():

@@ -228,8 +228,8 @@ def test_declines(reply): assert declines(reply)
 def test_does_not_decline(reply): assert not declines(reply)
 
 def test_refusals_by_hand():
-    found = refusals(["not visible", "left", "", "no", "red"], "aabbc")
-    assert (found["value"], found["n"], found["groups"], found["made_up"], found["empty"]) == (2/5, 5, 3, 2, 1)
+    found = refusals(["not visible", "left", "", "no", "red", "None.", "none can be seen", "没有"], "aabbcccc")
+    assert (found["value"], found["n"], found["groups"], found["made_up"], found["bare"], found["empty"]) == (2/8, 8, 3, 2, 3, 1)
 
 # -- bad input
 
@@ -237,7 +237,7 @@ def test_nothing_to_count_gives_no_numbers():
     found = hallucinations([], [])
     assert all(found[k] == EMPTY for k in ("said_wrong", "contradicted", "missed", "reports_with")) and found["by_finding"] == {} and found["examples"] == []
     assert side_confusion([], []) == dict(**EMPTY, asked=0, none=0, both=0) == side_confusion([], [], by_finding=True)
-    assert set(map(str, consistency([], [], []).values())) == {str(EMPTY)} and refusals([]) == dict(**EMPTY, made_up=0, empty=0)
+    assert set(map(str, consistency([], [], []).values())) == {str(EMPTY)} and refusals([]) == dict(**EMPTY, made_up=0, bare=0, empty=0)
 
 @pytest.mark.parametrize("call", [lambda: hallucinations(["a"], []), lambda: hallucinations(["a"], ["a"], ["x", "y"]), lambda: side_confusion(["a"], ["a", "b"]), lambda: consistency([["a", "b"]], ["q"], []), lambda: consistency([["a", "b"]], ["q"], ["r"], [1, 2]), lambda: refusals(["a"], [1, 2])])
 def test_columns_of_other_lengths(call):
