@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Callable, NamedTuple
-from .core import MedchatError, progress, write_jsonl
+from .core import MedchatError, append_jsonl, progress, read_torn, write_jsonl
 from .images import load_image
 from .messages import prompt_messages
 from .metrics import normalise_answer
@@ -101,28 +101,19 @@ class KeptAnswers:
         models: set[str] = frozenset(), # keys whose replies are kept; others are dropped
     ):
         self.path = path and Path(path)
-        content = self.path.read_bytes() if path and self.path.is_file() else b""
-        rows = [self._parse(line) for line in content.split(b"\n")[:-1]] # what stands behind the last line end was torn when the process was killed
-        self.known = {(r["model"], r["ask"]): Answer(r["reply"], r["confidence"]) for r in rows if r and r["model"] in models}
-        if content and (len(self.known) < len(rows) or not content.endswith(b"\n")): write_jsonl(self.path, [dict(model=m, ask=ask, **a._asdict()) for (m, ask), a in self.known.items()])
-
-    @staticmethod
-    def _parse(line): # None for a damaged line
-        try: row = json.loads(line)
-        except ValueError: return None
+        rows, broken = read_torn(self.path) if path and self.path.is_file() else ([], 0)
         sorts = dict(model=str, ask=str, reply=str, confidence=float)
-        return row if isinstance(row, dict) and all(isinstance(row.get(k), sort) for k, sort in sorts.items()) else None
+        whole = [r for r in rows if all(isinstance(r.get(k), sort) for k, sort in sorts.items())]
+        self.known = {(r["model"], r["ask"]): Answer(r["reply"], r["confidence"]) for r in whole if r["model"] in models}
+        if len(self.known) < len(rows) + broken: write_jsonl(self.path, map(self._row, self.known))
+
+    def _row(self, key): return dict(model=key[0], ask=key[1], **self.known[key]._asdict())
 
     def add(self, answers: dict[tuple[str, str], Answer]): # (model, ask) -> answer
         "Keep the answers of a batch; those that are known already are not written again."
         new = {key: a for key, a in answers.items() if key not in self.known}
         self.known |= new
-        if not self.path or not new: return
-        lines = "".join(json.dumps(dict(model=m, ask=ask, **a._asdict()), ensure_ascii=False) + "\n" for (m, ask), a in new.items())
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8", newline="\n") as f: f.write(lines)
-        except OSError as e: raise MedchatError("cannot write", self.path, f"{e.strerror}. Make room there, then repeat the command") from e
+        if self.path and new: append_jsonl(self.path, map(self._row, new))
 
 # %% ../nbs/13e_answers.ipynb #0018-exportde
 def _open_images(dataset, rows, change): # the images of rows, each opened and changed once

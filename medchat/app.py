@@ -4,7 +4,7 @@
 
 # %% ../nbs/18_app.ipynb #0004-exportfr
 from __future__ import annotations
-import html, json, os, socket, sys, tempfile, threading, time
+import html, os, socket, sys, tempfile, threading, time
 from abc import ABCMeta
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Iterator
 from fastcore.basics import patch
 from .chat import Chat
-from .core import DISCLAIMER, MedchatError, ending_well, need, read_jsonl, sample_data
+from .core import DISCLAIMER, MedchatError, append_jsonl, ending_well, need, read_jsonl, sample_data
 from .images import load_image
 from .messages import clean_text
 from .models import read_run
 
 # %% auto #0
 __all__ = ['example_questions', 'page_css', 'Session', 'say_error', 'keep_thumb', 'example_images', 'page_theme', 'build_app',
-           'check_port', 'at_home', 'launch_app', 'app']
+           'check_port', 'at_home', 'launch_app', 'serve', 'app']
 
 # %% ../nbs/18_app.ipynb #0007-exportcl
 class Session:
@@ -110,8 +110,9 @@ def keep_thumb(
     "Add a thumb to RUN/feedback.jsonl; never raises for a folder that cannot be written."
     if not isinstance(liked, bool): return False
     try:
-        with open(Path(run)/"feedback.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps(dict(time=datetime.now(timezone.utc).isoformat(timespec="seconds"), liked=liked)) + "\n")
-    except OSError as e: print(f"medchat app: a thumb was not kept: {e.strerror}", file=sys.stderr); return False
+        if not Path(run).is_dir(): raise MedchatError("cannot write", run, "No such folder")
+        append_jsonl(Path(run)/"feedback.jsonl", [dict(time=datetime.now(timezone.utc).isoformat(timespec="seconds"), liked=liked)])
+    except MedchatError as e: print(f"medchat app: a thumb was not kept: {e.hint}", file=sys.stderr); return False
     return True
 
 # %% ../nbs/18_app.ipynb #0027-exportex
@@ -323,6 +324,22 @@ def launch_app(
     return f"http://127.0.0.1:{port}"
 
 # %% ../nbs/18_app.ipynb #0052-exportde
+def serve(
+    page,               # a Gradio page
+    port: int,
+    words: str,         # what it is, before its address
+    open_browser: bool, # show it right away, where there is a screen
+):
+    "Serve a page until Ctrl-C."
+    address = launch_app(page, port)
+    print(f"{DISCLAIMER}\n{words} at {address} (Ctrl-C ends it)", flush=True)
+    if open_browser: _open_browser(address)
+    try:
+        while page.is_running: time.sleep(.2)
+    except KeyboardInterrupt: print("\nEnded.")
+    finally: page.close(verbose=False)
+
+# %% ../nbs/18_app.ipynb #0053-exportde
 def _open_browser(address: str):
     "Open the page in a graphical browser, if there is one."
     import webbrowser
@@ -340,10 +357,4 @@ def app(
     with at_home(), ending_well():
         print("Loading the model ...", flush=True)
         page = build_app(Chat.of_run(run), Path(run).resolve().name, Path(config["base"]).name, Path(run).resolve())
-        address = launch_app(page, port)
-        print(f"{DISCLAIMER}\nmedchat is at {address} (Ctrl-C ends it)", flush=True)
-        if open_browser: _open_browser(address)
-        try:
-            while page.is_running: time.sleep(.2)
-        except KeyboardInterrupt: print("\nEnded.")
-        finally: page.close(verbose=False)
+        serve(page, port, "medchat is", open_browser)

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import MedchatError
+from .core import MedchatError, aligned
 from .curate import read_dataset
 from .report import leak_line
 
@@ -117,13 +117,9 @@ def find_benchmark(
 def list_benchmarks() -> str: # an aligned table
     "All benchmarks: what is in them and how they are scored."
     n = lambda b: ", ".join(f"{k:,} {part}" for part, k in b.n.items()) or "no published split"
-    return _aligned([["name", "published rows of test", "scores", "published models", "data"]] + [[b.name, n(b), ", ".join(_words(s) for s in b.scores), str(len(b.published)), b.title] for b in BENCHMARKS.values()])
+    return aligned([["name", "published rows of test", "scores", "published models", "data"]] + [[b.name, n(b), ", ".join(_words(s) for s in b.scores), str(len(b.published)), b.title] for b in BENCHMARKS.values()], right=())
 
 def _words(score: str) -> str: return score.replace("_", " ")
-
-def _aligned(lines: list[list[str]], right: tuple = ()) -> str: # right: columns that stand at the right
-    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, width))).rstrip() for line in lines)
 
 # %% ../nbs/13b_benchmarks.ipynb #0021-exportde
 def in_benchmark(
@@ -196,7 +192,7 @@ def benchmark_table(
     head = ["", *map(_words, benchmark.scores), "source"]
     lines = [head, [name, *(_ours(ours.get(s)) for s in benchmark.scores), "this run"]]
     lines += [[p.model, *(_theirs(p, s) for s in benchmark.scores), p.source] for p in benchmark.published]
-    return "\n".join([benchmark.title, "", _aligned(lines, range(1, len(head) - 1)), "", *_notes(benchmark)])
+    return "\n".join([benchmark.title, "", aligned(lines, range(1, len(head) - 1)), "", *_notes(benchmark)])
 
 # %% ../nbs/13b_benchmarks.ipynb #0029-exportde
 def _ours(s: dict | None) -> str:

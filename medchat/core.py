@@ -12,7 +12,7 @@ from typing import Any, Iterable, Iterator
 
 # %% auto #0
 __all__ = ['DISCLAIMER', 'KINDS', 'MedchatError', 'need', 'Turn', 'Record', 'check_record', 'replacing', 'ending_well',
-           'read_jsonl', 'write_jsonl', 'set_seed', 'progress', 'sample_data']
+           'read_jsonl', 'write_jsonl', 'read_torn', 'append_jsonl', 'aligned', 'set_seed', 'progress', 'sample_data']
 
 # %% ../nbs/00_core.ipynb #0007-exportdi
 DISCLAIMER = "Draft. Not for clinical use."
@@ -187,6 +187,44 @@ def write_jsonl(
     return n
 
 # %% ../nbs/00_core.ipynb #0050-exportde
+def read_torn(
+    path: str | Path, # JSON lines; need not be there
+) -> tuple[list[dict], int]: # the rows that can be read, and how many lines cannot
+    "The rows of a JSON-lines file that may have been torn, or is still being written."
+    rows, broken = [], 0
+    try: lines = Path(path).read_bytes().split(b"\n") if Path(path).exists() else []
+    except OSError as e: raise MedchatError("cannot read", path, e.strerror) from e
+    for line in filter(bytes.strip, lines):
+        try: row = json.loads(line)
+        except (ValueError, RecursionError): row = None
+        if isinstance(row, dict): rows.append(row)
+        else: broken += 1
+    return rows, broken
+
+def append_jsonl(
+    path: str | Path,
+    rows: Iterable[dict], # none: only look whether one may write there
+):
+    "Add rows to a JSON-lines file, in one write; a line that was torn is ended first."
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="backslashreplace")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b", buffering=0) as f:
+            torn = f.seek(0, 2) and f.seek(-1, 2) is not None and f.read(1) != b"\n"
+            f.write((b"\n" if torn else b"") + text)
+    except OSError as e: raise MedchatError("cannot write", path, e.strerror) from e
+
+# %% ../nbs/00_core.ipynb #0053-exportde
+def aligned(
+    lines: list[list[str]], # rows of cells, the same number in each
+    right: Iterable[int] | None = None, # columns that stand at the right; None: all but the first
+) -> str:
+    "A table of text."
+    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = range(1, len(width)) if right is None else right
+    return "\n".join("  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, width))).rstrip() for line in lines)
+
+# %% ../nbs/00_core.ipynb #0056-exportde
 def set_seed(
     seed: int, # any whole number; training uses 3407 unless told otherwise
 ):
@@ -195,7 +233,7 @@ def set_seed(
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed(seed % 2**32)
     if "torch" in sys.modules: sys.modules["torch"].manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #0053-exportde
+# %% ../nbs/00_core.ipynb #0059-exportde
 def progress(
     iterable: Iterable,        # what to go through
     total: int | None = None,  # its length, where `len` cannot tell
@@ -206,7 +244,7 @@ def progress(
     watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=not watched, dynamic_ncols=True, leave=False)
 
-# %% ../nbs/00_core.ipynb #0056-exportde
+# %% ../nbs/00_core.ipynb #0062-exportde
 def sample_data() -> Path: # the folder
     "The folder of shipped samples and tiny base models."
     path = Path(os.environ.get("MEDCHAT_SAMPLE_DATA") or Path(__file__).resolve().parent.parent/"sample_data")

@@ -4,17 +4,17 @@
 
 # %% ../nbs/18a_dashboard.ipynb #0004-exportfr
 from __future__ import annotations
-import html, time
+import html
 from functools import lru_cache
 from pathlib import Path
-from .app import _open_browser, at_home, check_port, launch_app
+from .app import at_home, check_port, serve
 from .core import DISCLAIMER, MedchatError, ending_well, need
-from .curate import read_dataset
 from .images import load_image
 from .overview import (COLUMNS, LIKED_COLUMNS, SHOWS, RunFiles, _rounded, _stamp, _types, compare_evals, curves, dig, eval_rows, filter_answers, find_runs, liked_rows, number,
     question_sets, read_answers, read_runs, slice_figure, slice_names)
+from .review import find_images
 from .runs import data_hash
-from .scoring import show_gain
+from .scoring import show_gain, show_p
 
 # %% auto #0
 __all__ = ['ANSWER_COLUMNS', 'MOST_ANSWERS', 'answer_html', 'find_data', 'answer_images', 'legend', 'trouble_words',
@@ -48,9 +48,8 @@ def find_data(
         except (MedchatError, OSError, ValueError): pass
 
 @lru_cache(4)
-def _split(path: str, split: str, sha256: str): # a split, and the place of each id
-    dataset = read_dataset(path, split)
-    return dataset, {k: i for i, k in enumerate(dataset["id"])}
+def _images(path: str, split: str, sha256: str): # id -> its images
+    return find_images(dict(split=split, data_sha256=sha256, data=Path(path).name), {}, path)[0]
 
 def answer_images(
     runs: list[RunFiles],
@@ -62,9 +61,9 @@ def answer_images(
     path = find_data(runs, str(result.get("data_sha256")))
     if not path: return [], f"The images are not shown: the data ({Path(str(result.get('data'))).name}) is not on this machine, or has changed since."
     try:
-        dataset, places = _split(str(path), str(result.get("split")), result["data_sha256"])
-        if row.get("id") not in places: return [], "The data has no such question."
-        return [load_image(i["bytes"]) for i in dataset[places[row["id"]]]["images"][:most]], ""
+        images = _images(str(path), str(result.get("split")), result["data_sha256"])(row.get("id"))
+        if images is None: return [], "The data has no such question."
+        return [load_image(i["bytes"]) for i in images[:most]], ""
     except Exception as e: return [], f"The image cannot be opened: {e.problem if isinstance(e, MedchatError) else type(e).__name__}."
 
 # %% ../nbs/18a_dashboard.ipynb #0015-exportst
@@ -153,7 +152,7 @@ def _evals(runs) -> dict[str, tuple[RunFiles, str]]: # what a menu shows -> run 
 
 def _spaced(names) -> list[tuple[str, str]]: return [(n.replace("_", " "), n) for n in names] # for a menu
 
-def _chance(p: float) -> str: return "p < 0.001" if p < .001 else f"p = {p:.3f}"
+def _chance(p: float) -> str: return f"p {show_p(p)}" if p < .001 else f"p = {show_p(p)}"
 
 def _cells(rows: list[dict], columns) -> list[list]: return [[row[c] for c in columns] for row in rows]
 
@@ -311,10 +310,4 @@ def dashboard(
     need("gradio", "The dashboard")
     with at_home(), ending_well():
         page = build_dashboard(folder)
-        address = launch_app(page, port)
-        print(f"{DISCLAIMER}\n{len(runs)} run{'s'*(len(runs) != 1)} of {Path(folder).resolve().name} at {address} (Ctrl-C ends it)", flush=True)
-        if open_browser: _open_browser(address)
-        try:
-            while page.is_running: time.sleep(.2)
-        except KeyboardInterrupt: print("\nEnded.")
-        finally: page.close(verbose=False)
+        serve(page, port, f"{len(runs)} run{'s'*(len(runs) != 1)} of {Path(folder).resolve().name}", open_browser)

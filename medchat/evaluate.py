@@ -12,14 +12,14 @@ from .ablation import blind_warnings
 from .answers import KeptAnswers, Question, answer_questions, model_key, read_questions
 from .bertscore import add_bert_scores, load_text_model
 from .benchmarks import BENCHMARKS, benchmark_scores, benchmark_table, check_benchmark, find_benchmark, in_benchmark
-from .core import MedchatError, replacing, write_jsonl
+from .core import MedchatError, aligned, replacing, write_jsonl
 from .curate import read_dataset
 from .judge import judge_address, judge_key, judge_replies
 from .models import load_run, read_run, template_text
 from .probes import probe_impossible, probe_looks, probe_shapes, probe_wording
 from .report import leak_line
 from .runs import data_hash, versions
-from .scoring import aligned, compare_answers, differences, guess_warnings, majority_replies, score_reply, score_table, show_gain, show_p, text_table
+from .scoring import compare_answers, differences, guess_warnings, majority_replies, score_reply, score_table, show_gain, show_p, text_table
 
 # %% auto #0
 __all__ = ['leaks_of', 'trained_on', 'look_table', 'trust_lines', 'judge_lines', 'evaluate']
@@ -89,7 +89,7 @@ def _asker(run, config, dataset, known, **options):
         with being[who](): return answer_questions(model, processor, dataset, questions, kept=kept, key=keys[who], desc=f"{run.resolve().name} {desc or who}", **options, **more)
     return ask, {name: make() for name, make in being.items()}, model, processor, kept, keys["base"]
 
-def _probe(ask, being, model, processor, questions, base, tuned, batch_size) -> tuple[dict, list[dict]]:
+def _probe(ask, being, model, processor, questions, tuned, batch_size) -> tuple[dict, list[dict]]:
     "What the test set does not ask."
     looks, changed = probe_looks(ask, questions, tuned)
     return dict(looks=looks, wording=probe_wording(ask, questions, tuned), impossible=probe_impossible(ask, questions),
@@ -98,7 +98,7 @@ def _probe(ask, being, model, processor, questions, base, tuned, batch_size) -> 
 def _judge(url, name, run, questions, base, tuned) -> dict | None:
     "What another model thinks of the open answers, captions and reports of base and tuned. It gets text alone: a caption, where there is one, stands for the image."
     asked = [i for i, q in enumerate(questions) if q.score_name != "closed_accuracy" and q.reference.strip()]
-    if not url or not asked: return None
+    if not asked: return None
     captions = {tuple(q.image_paths): q.reference for q in questions if q.kind == "caption"}
     texts = [dict(question=q.question, reference=q.reference, context="" if q.kind == "caption" else captions.get(tuple(q.image_paths), "")) for q in (questions[i] for i in asked)]
     return {who: judge_replies(texts, [said[i].reply for i in asked], url, name, run/"eval"/"judge.jsonl", groups=[questions[i].group for i in asked]) for who, said in (("base", base), ("tuned", tuned))}
@@ -137,7 +137,7 @@ def _evaluate(run, config, about, data, dataset, questions, always, known, probe
     start = time.perf_counter(); base = ask(questions, "base"); middle = time.perf_counter(); tuned = ask(questions); end = time.perf_counter()
     result = dict(run=run.resolve().name, base_name=config["base"], base_sha256=config["base_sha256"], load_in_4bit=config.get("load_in_4bit", True), **about, **compare_answers(questions, base, tuned, always))
     for who, said in (("base", base), ("tuned", tuned)) if bert else (): add_bert_scores(result["texts"][who], questions, [a.reply for a in said], *bert)
-    probed, changed = _probe(ask, being, model, processor, questions, base, tuned, about["batch_size"]) if probes else ({}, [{}]*len(questions))
+    probed, changed = _probe(ask, being, model, processor, questions, tuned, about["batch_size"]) if probes else ({}, [{}]*len(questions))
     result |= probed | dict(warnings=[*guess_warnings(result), *blind_warnings(probed.get("looks", {}))], judge=None, seconds=None if reused else dict(base=round(middle - start, 2), tuned=round(end - middle, 2)))
     leaks, notes = trained_on(config, data, dataset)
     result["leaks"], result["notes"] = [*result["leaks"], *leaks], [*result["notes"], *notes]
@@ -197,7 +197,7 @@ def _summary(result: dict, questions, base, tuned) -> str:
         *(f"WARNING: {x}. The scores are too high." for x in result["leaks"]), *(f"WARNING: {x}" for x in [*result["notes"], *result["warnings"]])]
     return "\n".join(p for p in parts if p)
 
-def _compare_runs(results, questions) -> str: # each later run against the first, on the same questions; also kept in its result
+def _compare_runs(results) -> str: # each later run against the first, on the same questions; also kept in its result
     rows = [[f"{r['run']} - {results[0]['run']}", name.replace("_", " "), f"{d['n']:,}", show_gain(d), show_p(d["p"])] for r in results[1:] for name, d in r["against"][results[0]["run"]].items()]
     return aligned([["paired", "", "n", "points", "p"], *rows])
 
@@ -237,5 +237,5 @@ def _pair_up(results, runs, name, questions):
     for result, (run, _), replies in list(zip(results, runs, said))[1:]:
         result["against"] = {results[0]["run"]: differences(questions, said[0], replies)}
         _write_result(run, result)
-    if len(results) > 1: print(_compare_runs(results, questions))
+    if len(results) > 1: print(_compare_runs(results))
     return results

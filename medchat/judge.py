@@ -11,12 +11,12 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Sequence
 from fastcore.basics import patch
-from .core import MedchatError, need, progress
+from .core import MedchatError, append_jsonl, need, progress, read_torn
 from .metrics import mean, summarise
 
 # %% auto #0
 __all__ = ['PROMPT', 'KEYS', 'LONGEST', 'READINGS', 'judge_messages', 'read_scores', 'judge_key', 'judge_address', 'Judge',
-           'question_key', 'read_answers', 'keep_answer', 'summarise_ratings', 'judge_replies']
+           'question_key', 'read_answers', 'summarise_ratings', 'judge_replies']
 
 # %% ../nbs/13c_judge.ipynb #0007-exportpr
 PROMPT = """Below are a question about a medical image and two answers to it, A and B. You cannot see the image; what is known about it stands under "facts" and is to be taken as true.
@@ -204,28 +204,12 @@ def read_answers(
 ) -> dict[str, dict]:  # key -> {key, model, host, scores, text}
     "The answers that are kept; a torn line is passed over."
     rows = {}
-    try: lines = Path(cache).read_bytes().split(b"\n") if Path(cache).exists() else []
-    except OSError as e: raise MedchatError("cannot read", cache, e.strerror) from e
-    for line in lines:
-        try: row = json.loads(line)
-        except (ValueError, RecursionError): continue
-        if not isinstance(row, dict) or not {"key", "scores", "text"} <= row.keys(): raise MedchatError("not a file of a judge's answers", cache, "Name another file")
+    for row in read_torn(cache)[0]:
+        if not {"key", "scores", "text"} <= row.keys(): raise MedchatError("not a file of a judge's answers", cache, "Name another file")
         if row["scores"] is None or _are_scores(row["scores"]): rows[str(row["key"])] = row
     return rows
 
 def _are_scores(scores): return isinstance(scores, list) and len(scores) == 2 and all(isinstance(s, (int, float)) and 1 <= s <= 10 for s in scores)
-
-def keep_answer(
-    cache: str | Path,
-    row: dict | None = None, # the answer; None only looks whether one may write there
-):
-    "Add a line to the file, in one write."
-    try:
-        Path(cache).parent.mkdir(parents=True, exist_ok=True)
-        with open(cache, "a+b", buffering=0) as f:
-            torn = f.seek(0, 2) and f.seek(-1, 2) is not None and f.read(1) != b"\n"
-            f.write((b"\n" if torn else b"") + (json.dumps(row).encode() + b"\n" if row else b""))
-    except OSError as e: raise MedchatError("cannot write", cache, e.strerror) from e
 
 # %% ../nbs/13c_judge.ipynb #0029-exportde
 def summarise_ratings(
@@ -260,7 +244,7 @@ def _rate_all(judge, todo, answered, cache, workers): # asks what is in `todo` (
         except _Stopped: return
         except BaseException: judge.stop(); raise # before this worker takes the next question
         row = dict(key=key, model=judge.model, host=judge.host, scores=scores, text=text)
-        with lock: keep_answer(cache, row); answered[key] = row
+        with lock: append_jsonl(cache, [row]); answered[key] = row
     with ThreadPoolExecutor(workers) as pool: # leaving it waits for the answers that are under way, and keeps them
         try:
             jobs = [pool.submit(one, *task) for task in todo.items()]
@@ -299,7 +283,7 @@ def judge_replies(
     todo = {keys[k]: m for k, m in asked.items() if keys[k] not in kept}
     with Judge(url, model, seed=seed, **options) as judge:
         print(_notice(judge, len(places), len(questions), len(todo)))
-        keep_answer(cache)
+        append_jsonl(cache, []) # may one write there?
         try: _rate_all(judge, todo, answered, cache, workers)
         except MedchatError as e:
             if not answered: raise

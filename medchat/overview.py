@@ -7,7 +7,7 @@ from __future__ import annotations
 import json, math, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import MedchatError
+from .core import MedchatError, read_torn
 from .metrics import paired_difference, wilson_interval
 from .models import read_run
 from .plots import LOOKS, loss_figure
@@ -32,10 +32,8 @@ def _parse(path: Path, lines: bool): # rows and the number of broken ones; or a 
         return found if isinstance(found, dict) else None
     stamp = _stamp(path)
     if stamp and _kept.get(path, (None,))[0] == stamp: return _kept[path][1]
-    try: text = path.read_text(encoding="utf-8", errors="replace") if stamp else ""
-    except OSError: text = "unreadable"
-    rows = [one(line) for line in text.split("\n") if line.strip()] if lines else []
-    found = ([r for r in rows if r is not None], rows.count(None)) if lines else one(text)
+    try: found = (read_torn(path) if stamp else ([], 0)) if lines else one(path.read_text(encoding="utf-8", errors="replace") if stamp else "")
+    except (MedchatError, OSError): found = ([], 1) if lines else None # not to be read
     _kept[path] = stamp, found
     return found
 

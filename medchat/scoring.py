@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from .answers import Answer, Question
 from .calibration import calibration
+from .core import aligned
 from .metrics import normalise_answer, paired_difference, score_open, summarise
 from .replies import closed_choices, read_closed, score_closed
 from .scores import bleu_counts, bleu_score, cider, exact_match, finding_counts, finding_f1, meteor_exact_stem, rouge, token_scores
@@ -14,8 +15,8 @@ from .trust import hallucinations, side_confusion
 
 # %% auto #0
 __all__ = ['SCORES', 'SHOWN', 'majority_replies', 'score_reply', 'summarise_replies', 'text_scores', 'confusion', 'mistakes',
-           'calibrate', 'differences', 'slice_scores', 'compare_answers', 'aligned', 'show_score', 'show_gain',
-           'show_p', 'guess_warnings', 'score_table', 'text_table']
+           'calibrate', 'differences', 'slice_scores', 'compare_answers', 'show_score', 'show_gain', 'show_p',
+           'guess_warnings', 'score_table', 'text_table']
 
 # %% ../nbs/13g_scoring.ipynb #0010-exportde
 def majority_replies(
@@ -149,13 +150,6 @@ def compare_answers(
         texts=both(text_scores), confusion=both(confusion), mistakes=both(mistakes), calibration=dict(base=calibrate(questions, base), tuned=calibrate(questions, tuned)))
 
 # %% ../nbs/13g_scoring.ipynb #0029-exportde
-def aligned(
-    lines: list[list[str]], # rows of cells, the same number in each
-) -> str:
-    "A table of text: the first column at the left, the others at the right."
-    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(line, width))).rstrip() for line in lines)
-
 def show_score(
     s: dict, # value, low, high, n
 ) -> str:

@@ -13,7 +13,7 @@ from .calibration import plot_calibration
 from .core import DISCLAIMER, MedchatError
 from .look import thumbnail
 from .review import _IMAGES, _capital, _looked, _name, _words, alarms, limits, pick_answers, plot_looks, plot_scores
-from .scoring import show_gain
+from .scoring import show_gain, show_p
 
 # %% auto #0
 __all__ = ['SIDE', 'score_cell', 'html_table', 'figure_html', 'head_html', 'scores_html', 'texts_html', 'slices_html',
@@ -42,7 +42,7 @@ def _gain(d: dict | None): # in points, with its interval
     number, _, ends = _sign(show_gain(d)).partition(" ")
     return _with_small(number, [ends.strip("()")])
 
-def _p(d: dict | None) -> str: return _DASH if not d or d.get("p") is None else "<\u202f0.001" if d["p"] < .001 else f"{d['p']:.3f}"
+def _p(d: dict | None) -> str: return show_p((d or {}).get("p")) or _DASH
 def _number(value, digits=3) -> str: return _DASH if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 # %% ../nbs/15_sections.ipynb #0010-exportde

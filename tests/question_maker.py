@@ -1,10 +1,11 @@
 "A small data set, questions by hand, and a model that says what a function says: for the tests of answers, scores, probes and evaluations."
 from contextlib import contextmanager
 from pathlib import Path
+import pytest
 from PIL import Image
-from medchat.answers import Question
+from medchat.answers import Question, read_questions
 from medchat.core import write_jsonl
-from medchat.curate import convert
+from medchat.curate import convert, read_dataset
 
 FACTS = [("Is the heart enlarged?", "yes", "closed", ["heart"]), ("Is there fluid?", "no", None, ["fluid", "lung"]), ("Which side?", "Left", "closed", []),
          ("What is seen?", "pleural effusion", "open", "finding")]
@@ -28,6 +29,15 @@ def make_data(folder: Path, rows) -> Path:
     for p in range(8): Image.new("L", (40 + p, 48), 20*p).save(folder/"images"/f"p{p}.png")
     write_jsonl(folder/"records.jsonl", rows)
     return convert(folder, folder/"out", keep_splits=True)
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory): return make_data(tmp_path_factory.mktemp("data"), make_rows())
+
+@pytest.fixture(scope="module")
+def dataset(data): return read_dataset(data, "test")
+
+@pytest.fixture(scope="module")
+def questions(dataset): return read_questions(dataset)
 
 def question(i, kind="vqa", answer_type="closed", group="g", images=1, text="Q?", reference="yes", types=(), paths=None, **slices) -> Question:
     "A question that no data set has."

@@ -7,16 +7,7 @@ from medchat.ablation import blank, flipped
 from medchat.answers import LONGER, Answer, KeptAnswers, answer_questions, model_key, plan_batches, read_questions
 from medchat.core import MedchatError
 from medchat.curate import read_dataset
-from question_maker import Fake, fake_answers, make_data, make_rows, question
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory): return make_data(tmp_path_factory.mktemp("data"), make_rows())
-
-@pytest.fixture(scope="module")
-def dataset(data): return read_dataset(data, "test")
-
-@pytest.fixture(scope="module")
-def questions(dataset): return read_questions(dataset)
+from question_maker import data, dataset, Fake, fake_answers, make_data, make_rows, question, questions # with the fixtures
 
 @pytest.fixture
 def fake(monkeypatch):
@@ -249,24 +240,16 @@ def test_a_confidence_is_the_same_before_and_after(tmp_path, confidence):
 BATCHES = [["yes", "no"], ["左侧胸腔积液", ""], ["🫁 \"quoted\" \\ \n new line", "no"]]
 
 def test_killed_at_any_byte_loses_the_torn_line_alone(tmp_path):
+    "And what is added after the torn place is found again, too."
     path = tmp_path/"a.jsonl"
     known = _write(path, BATCHES)
     whole = path.read_bytes()
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         left = KeptAnswers(path, {"m"})
-        assert list(left.known.items()) == list(known.items())[:whole[:cut].count(b"\n")], cut
-
-def test_after_a_kill_at_any_byte_everything_can_be_asked_and_kept(tmp_path):
-    "What is added after the torn place is found again, too."
-    path = tmp_path/"a.jsonl"
-    known = _write(path, BATCHES)
-    whole = path.read_bytes()
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        left = KeptAnswers(path, {"m"})
-        missing = [k for k in known if k not in left.known]
-        for k in missing: left.add({k: known[k]})
+        complete = (whole[:cut] + b"\n").count(b"}\n")
+        assert list(left.known.items()) == list(known.items())[:complete], cut
+        for k in known: left.add({k: known[k]})
         assert KeptAnswers(path, {"m"}).known == left.known == known, f"cut at byte {cut} of {len(whole)}: {whole[max(0, cut - 20):cut]!r}"
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)

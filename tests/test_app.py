@@ -8,6 +8,7 @@ from PIL import Image
 import medchat.app as A
 from medchat.app import Session, at_home, build_app, check_port, example_images, keep_thumb, launch_app, say_error
 from medchat.core import DISCLAIMER, MedchatError, sample_data
+from browser_tab import BrowserTab
 from run_maker import make_hollow_run, make_run
 
 root = Path(__file__).resolve().parent.parent
@@ -204,22 +205,9 @@ def test_no_other_files(page, path):
 
 # --- in the browser
 
-class Tab:
+class Tab(BrowserTab):
     "A browser tab on the page, and what a person does in it."
-    def __init__(self, browser, address, width=1280, height=800):
-        self.context = browser.new_context(viewport=dict(width=width, height=height))
-        self.page, self.requests, self.errors = self.context.new_page(), [], []
-        self.page.set_default_timeout(20_000)
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.goto(address)
-        self.page.wait_for_selector("#question textarea")
-    def __enter__(self): return self
-    def __exit__(self, *e):
-        self.context.close()
-        if not e[0]:
-            assert [u for u in self.requests if not u.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:"))] == []
-            assert self.errors == []
+    def __init__(self, browser, address, width=1280, height=800): super().__init__(browser, address, "#question textarea", width, height)
     def upload(self, path, new=True):
         old = self.picture()
         self.page.set_input_files("#image input[type=file]", str(path))

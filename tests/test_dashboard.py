@@ -8,6 +8,7 @@ from medchat.app import at_home, launch_app
 from medchat.core import DISCLAIMER, MedchatError, write_jsonl
 from medchat.dashboard import *
 from medchat.overview import COLUMNS, RunFiles, compare_evals, read_answers, read_runs, same_questions, slice_figure
+from browser_tab import BrowserTab
 from eval_maker import by_name, evil, make_answers, make_bare_run, make_eval, make_runs
 
 root = Path(__file__).resolve().parent.parent
@@ -100,22 +101,12 @@ def served(folder, tmp_path):
         yield launch_app(page, free_port()), tmp_path/"runs"
         page.close(verbose=False)
 
-class Tab:
+class Tab(BrowserTab):
     "A browser tab on the page, and what a person does in it."
-    def __init__(self, browser, address, width=1400, height=900):
-        self.context = browser.new_context(viewport=dict(width=width, height=height))
-        self.page, self.requests, self.errors = self.context.new_page(), [], []
-        self.page.set_default_timeout(20_000)
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.goto(address)
-        self.page.wait_for_selector("#runs [role=gridcell]")
-    def __enter__(self): return self
-    def __exit__(self, *e):
-        if not e[0]:
-            assert self.page.title() == "runs - medchat dashboard" and self.page.locator(".toast-body.error").count() == 0
-            assert [u for u in self.requests if not u.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:"))] == [] and self.errors == []
-        self.context.close()
+    def __init__(self, browser, address, width=1400, height=900): super().__init__(browser, address, "#runs [role=gridcell]", width, height)
+    def check(self):
+        assert self.page.title() == "runs - medchat dashboard" and self.page.locator(".toast-body.error").count() == 0
+        super().check()
     def go(self, name):
         tab = self.page.get_by_role("tab", name=name)
         if tab.is_visible(): tab.click()

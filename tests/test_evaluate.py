@@ -12,19 +12,10 @@ from medchat.curate import convert, read_dataset
 from medchat.evaluate import evaluate, leaks_of, look_table, read_questions, trust_lines
 from medchat.runs import data_hash
 from medchat.scoring import show_p
-from question_maker import KNOWN, Fake, fake_answers, make_data, make_rows
+from question_maker import data, dataset, Fake, fake_answers, KNOWN, make_data, make_rows, questions # with the fixtures
 from test_benchmarks import vqa_rad
 
 root = Path(__file__).resolve().parent.parent
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory): return make_data(tmp_path_factory.mktemp("data"), make_rows())
-
-@pytest.fixture(scope="module")
-def dataset(data): return read_dataset(data, "test")
-
-@pytest.fixture(scope="module")
-def questions(dataset): return read_questions(dataset)
 
 @pytest.fixture
 def a_run(tmp_path):

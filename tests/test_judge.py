@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from judge_server import JudgeServer, told
 from medchat import judge as module
 from medchat.core import MedchatError
-from medchat.judge import PROMPT, READINGS, Judge, judge_address, judge_key, judge_messages, judge_replies, keep_answer, question_key, read_answers, read_scores, summarise_ratings
+from medchat.judge import PROMPT, READINGS, Judge, judge_address, judge_key, judge_messages, judge_replies, question_key, read_answers, read_scores, summarise_ratings
 
 root = Path(__file__).resolve().parent.parent
 KEY = "sk-test-0123456789abcdef"

@@ -70,8 +70,8 @@ def test_a_run_of_an_older_medchat(tmp_path):
 
 def test_a_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     file, n = tmp_path/"log.jsonl", []
-    real = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: (n.append(self), real(self, *a, **k))[1])
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (n.append(self), real(self))[1])
     file.write_text('{"step": 1}\n')
     assert [read_lines(file) for _ in range(3)] == [([dict(step=1)], 0)]*3 and len(n) == 1
     file.write_text('{"step": 1}\n{"step": 2}\n')
