@@ -57,7 +57,7 @@ demo: .venv/.installed
 ifeq ($(APP),0)
 	@echo; echo "== Done. The chat page: $(BIN)/medchat app demo/run"
 else
-	$(call run,app demo/run --port $(PORT))
+	$(call run,app demo/run --with-base --port $(PORT))
 endif
 
 test: .venv/.dev browser

@@ -3,7 +3,7 @@
 Cells that are flagged `#| slow` or `#| gpu` keep the outputs they have, unless the flag is named.
 A notebook in which a cell fails is left as it was.
 """
-import os, subprocess, sys
+import os, subprocess, sys, traceback
 from pathlib import Path
 os.environ["IN_TEST"] = "1" # what nbdev_test sets
 from execnb.nbio import read_nb, write_nb
@@ -18,7 +18,7 @@ def run(path, skip):
         flags = {line[2:].strip() for line in cell.source.splitlines() if line.startswith("#|")}
         if cell.cell_type != "code" or flags & skip: continue
         cell.outputs = shell.run(cell.source)
-        if shell.exc: sys.exit(f"{shell.prettytb(fname=path)}\ncell {i} failed, so {path.name} is left as it was:\n{cell.source}")
+        if shell.exc: sys.exit(f"{''.join(traceback.format_exception(shell.exc))}\ncell {i} failed, so {path.name} is left as it was:\n{cell.source}")
     write_nb(nb, path)
     subprocess.run([Path(sys.executable).parent/"nbdev_clean", "--fname", path], check=True)
     print(f"{path.name}: {sum(bool(c.get('outputs')) for c in nb.cells)} cells with outputs")

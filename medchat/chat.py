@@ -4,115 +4,49 @@
 
 # %% ../nbs/16_chat.ipynb #0004-exportfr
 from __future__ import annotations
-import threading, weakref
-from typing import Iterable, Iterator
+import threading
+from typing import Iterator
 from fastcore.basics import patch
 from .core import DISCLAIMER, MedchatError
+from .engines import load_engines
 from .images import load_image
 from .messages import assistant_message, clean_text, user_message
-from .models import encode, greedy, load_run, read_run, set_training
+from .models import read_run
+from .safety import StreamGate, check_question
 
 # %% auto #0
-__all__ = ['model_lock', 'check_room', 'trim', 'stream_reply', 'Chat', 'chat']
+__all__ = ['Chat', 'chat']
 
-# %% ../nbs/16_chat.ipynb #0009-exportlo
-_locks, _locks_guard = weakref.WeakKeyDictionary(), threading.Lock()
-
-def model_lock(
-    model,
-) -> threading.Lock: # the same one for the same model
-    "Who holds it may generate."
-    with _locks_guard: return _locks.setdefault(model, threading.Lock())
-
-# %% ../nbs/16_chat.ipynb #0011-exportde
-def check_room(
-    model,
-    n_tokens: int,       # of the prompt
-    max_new_tokens: int, # of the reply
-):
-    "Raise when a conversation no longer fits the model."
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if room and n_tokens + max_new_tokens > room:
-        raise MedchatError("the conversation is too long for the model", f"{n_tokens} + {max_new_tokens} tokens, room for {room}", "Start a new one")
-
-# %% ../nbs/16_chat.ipynb #0013-exportde
-def _generate(model, batch, config, streamer, ends: list, failures: list):
-    "The thread's work: generate into the streamer, keep the error, always end the stream."
-    import torch
-    lock, ended = model_lock(model), lambda: any(e.is_set() for e in ends)
-    try:
-        while not lock.acquire(timeout=0.1):
-            if ended(): return
-        try:
-            set_training(model, False)
-            stop = lambda ids, scores, **_: torch.full((len(ids),), ended(), device=ids.device, dtype=torch.bool)
-            with torch.inference_mode(): model.generate(**batch, generation_config=config, streamer=streamer, stopping_criteria=[stop])
-        finally: lock.release()
-    except BaseException as e: failures.append(e)
-    finally: streamer.text_queue.put(streamer.stop_signal)
-
-# %% ../nbs/16_chat.ipynb #0014-exportde
-def trim(
-    pieces: Iterable[str],
-) -> Iterator[str]: # the same text without blanks at its two ends
-    "Strip a text that arrives in pieces: blanks wait until a word follows them."
-    held = None
-    for piece in pieces:
-        piece = piece.lstrip() if held is None else held + piece
-        if kept := piece.rstrip():
-            held = piece[len(kept):]
-            yield kept
-        elif held is not None: held = piece
-
-# %% ../nbs/16_chat.ipynb #0016-exportde
-def stream_reply(
-    model,
-    processor,
-    messages: list[dict],            # a conversation that ends with a question
-    images: list,                    # its images
-    max_new_tokens: int = 128,       # longest reply, in tokens
-    stop: threading.Event | None = None, # set it to end the reply early
-) -> Iterator[str]:                  # pieces of text; together the reply of `generate_replies`
-    "The greedy reply, word by word."
-    from transformers import TextIteratorStreamer
-    batch = encode(processor, [messages], [images], add_generation_prompt=True, padding_side="left").to(model.device)
-    check_room(model, batch["input_ids"].shape[1], max_new_tokens)
-    config = greedy(processor, max_new_tokens, model.generation_config.eos_token_id)
-    streamer, left, failures = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True), threading.Event(), []
-    ends = [left] if stop is None else [left, stop]
-    thread = threading.Thread(target=_generate, args=(model, batch, config, streamer, ends, failures), daemon=True)
-    thread.start()
-    try: yield from trim(streamer)
-    finally:
-        left.set()
-        thread.join()
-    if failures: raise failures[0]
-
-# %% ../nbs/16_chat.ipynb #0020-exportcl
+# %% ../nbs/16_chat.ipynb #0009-exportcl
 class Chat:
     "A conversation with a model about images. It has no screen: a page, a terminal or a notebook shows it."
     def __init__(self,
-        model,
-        processor,
+        engine,            # what answers: a LocalEngine or a RemoteEngine
+        system: str = "",  # how it should answer, said before everything else
         max_new_tokens: int = 128, # longest reply, in tokens
     ):
-        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
-        self.messages, self.images = [], []
+        self.engine, self.system, self.max_new_tokens = engine, clean_text(system), max_new_tokens
         self._busy, self._stop = threading.Lock(), threading.Event()
+        self.messages, self.images, self.memory = [], [], engine.new_memory()
 
     @classmethod
     def of_run(cls,
         run: str, # a run folder
-        max_new_tokens: int = 128,
+        **kwargs, # for the conversation
     ):
         "Load a run to talk to."
-        return cls(*load_run(run), max_new_tokens=max_new_tokens)
+        return cls(load_engines([run])[0], **kwargs)
 
     def fresh(self) -> "Chat":
-        "A new conversation with the same model."
-        return Chat(self.model, self.processor, self.max_new_tokens)
+        "A new conversation with the same engine."
+        return Chat(self.engine, self.system, self.max_new_tokens)
 
-# %% ../nbs/16_chat.ipynb #0022-exportpa
+    @property
+    def tokens(self) -> list[tuple[str, float]]:
+        "The tokens of the last reply, each with the model's probability for it."
+        return [(text, chance) for text, chance in self.memory.tokens if text]
+
+# %% ../nbs/16_chat.ipynb #0011-exportpa
 @patch
 def ask(self: Chat,
     text: str,       # the question
@@ -123,13 +57,18 @@ def ask(self: Chat,
     return self._turn(user_message(text, len(pictures)), pictures)
 
 @patch
+def prompt(self: Chat) -> list[dict]: # messages
+    "What the model is given: how to answer, and all that was said."
+    return [*([dict(role="system", content=[dict(type="text", text=self.system)])] if self.system else []), *self.messages]
+
+@patch
 def _turn(self: Chat, message, pictures):
     "One turn: stream the reply, then, when all went well, remember both sides."
     if not self._busy.acquire(blocking=False): raise MedchatError("a reply is still being written", hint="Wait for it, or call stop()")
     self._stop.clear()
-    messages, images, said = [*self.messages, message], [*self.images, *pictures], ""
-    stream = stream_reply(self.model, self.processor, messages, images, self.max_new_tokens, self._stop)
+    messages, images, said, stream = [*self.messages, message], [*self.images, *pictures], "", None
     try:
+        stream = self.engine.stream([*self.prompt(), message], images, self.max_new_tokens, self._stop, memory=self.memory)
         for piece in stream:
             said += piece
             yield piece
@@ -137,11 +76,11 @@ def _turn(self: Chat, message, pictures):
         if not (isinstance(e, GeneratorExit) and self._stop.is_set()): said = ""
         raise
     finally:
-        stream.close()
+        if stream is not None: stream.close()
         if clean_text(said): self.messages, self.images = [*messages, assistant_message(said)], images
         self._busy.release()
 
-# %% ../nbs/16_chat.ipynb #0026-exportpa
+# %% ../nbs/16_chat.ipynb #0015-exportpa
 @patch
 def stop(self: Chat):
     "End the reply that is being written; what was said so far stays in the conversation."
@@ -149,9 +88,9 @@ def stop(self: Chat):
 
 @patch
 def reset(self: Chat):
-    "Forget the conversation and its images."
+    "Forget the conversation, its images and what the model remembers of them."
     if self._busy.locked(): raise MedchatError("a reply is still being written", hint="Call stop() first")
-    self.messages, self.images = [], []
+    self.messages, self.images, self.memory = [], [], self.engine.new_memory()
 
 @patch
 def undo(self: Chat):
@@ -160,7 +99,7 @@ def undo(self: Chat):
     shown = sum(part["type"] == "image" for m in self.messages[-2:] for part in m["content"])
     self.messages, self.images = self.messages[:-2], self.images[:len(self.images) - shown]
 
-# %% ../nbs/16_chat.ipynb #0031-exportde
+# %% ../nbs/16_chat.ipynb #0021-exportde
 def chat(
     run: str,            # a run folder
     image: str = "",     # an image file; none asks about no image
@@ -172,10 +111,11 @@ def chat(
     if not max_new_tokens > 0: raise MedchatError("max_new_tokens must be above 0", max_new_tokens)
     read_run(run)
     pictures = [load_image(image)] if image else []
-    talk, said = Chat.of_run(run, max_new_tokens), ""
+    before, behind, said = check_question(question), StreamGate(question), ""
     try:
-        for piece in talk.ask(question, pictures):
+        if before.blocked: print(before.text, end=""); return
+        for piece in behind.gated(Chat.of_run(run, max_new_tokens=max_new_tokens).ask(before.text, pictures)):
             said += piece
             print(piece, end="", flush=True)
         if not said: print("(no answer)", end="")
-    finally: print(f"\n{DISCLAIMER}", flush=True)
+    finally: print("", *before.notes, *behind.verdict.notes, DISCLAIMER, sep="\n", flush=True)

@@ -32,12 +32,14 @@ COMMANDS = { # name -> "module:function", in the order of the work
     "compare":  "compare:compare",
     "chat":     "chat:chat",
     "app":      "app:app",
+    "audit":    "audit:audit",
     "push":     "publish:push",
+    "space":    "space:space",
 }
 
 # %% ../nbs/21_cli.ipynb #0010-exportby
 BY_PLACE = { # command -> the parameters that take no --name
-    "count": ["source"], "convert": ["source"], "stats": ["data"], "show": ["data"], "export-data": ["data"], "plot": ["runs"], "evaluate": ["runs"], "report": ["run"], "dashboard": ["folder"], "chat": ["run"], "app": ["run"], "push": ["run", "repo_id"]}
+    "count": ["source"], "convert": ["source"], "stats": ["data"], "show": ["data"], "export-data": ["data"], "plot": ["runs"], "evaluate": ["runs"], "report": ["run"], "dashboard": ["folder"], "chat": ["run"], "app": ["runs"], "audit": ["action", "log"], "push": ["run", "repo_id"], "space": ["run", "out"]}
 
 EXAMPLES = { # command -> a line that works in a clone of the repository
     "doctor":   "medchat doctor",
@@ -56,7 +58,9 @@ EXAMPLES = { # command -> a line that works in a clone of the repository
     "compare":  "medchat compare --data demo/data --out demo/families --bases tiny-qwen2-vl --max-steps 50",
     "chat":     "medchat chat demo/run --image sample_data/phantoms/images/p0001.png --question 'Is the heart enlarged?'",
     "app":      "medchat app demo/run",
-    "push":     "medchat push demo/run your-name/my-first-medchat --dry-run"}
+    "audit":    "medchat audit verify demo/run",
+    "push":     "medchat push demo/run your-name/my-first-medchat --dry-run",
+    "space":    "medchat space demo/run demo/space"}
 
 # %% ../nbs/21_cli.ipynb #0013-exportde
 def _summary(

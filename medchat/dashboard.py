@@ -7,7 +7,7 @@ from __future__ import annotations
 import html
 from functools import lru_cache
 from pathlib import Path
-from .app import at_home, check_port, serve
+from .server import at_home, check_port, page_class, serve
 from .core import DISCLAIMER, MedchatError, ending_well, need
 from .images import load_image
 from .overview import (COLUMNS, LIKED_COLUMNS, SHOWS, RunFiles, _rounded, _stamp, _types, compare_evals, curves, dig, eval_rows, filter_answers, find_runs, liked_rows, number,
@@ -277,10 +277,10 @@ def build_dashboard(
     folder: str | Path, # runs, or groups of runs
     every: float = 5.,  # seconds between two looks at the folder
 ): # gr.Blocks
-    "The page over all runs; show it with `launch_app` of notebook 18."
+    "The page over all runs; show it with `launch_page` of notebook 17e."
     gr, box = need("gradio", "The dashboard"), {}
     title = Path(folder).resolve().name
-    with gr.Blocks(title=f"{title} - medchat dashboard", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
+    with page_class()(title=f"{title} - medchat dashboard", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.HTML(f'{_style}<div id="draft" role="note">{html.escape(DISCLAIMER)}</div><div id="head"><h1>{html.escape(title)}</h1><p>All runs of this folder. The page follows them while they train; nothing leaves this machine.</p></div>', padding=False)
         with gr.Tabs(): _overview_tabs(gr, box); _answer_tabs(gr, box)
         look, given, shown, quick = _wire(gr, box, folder, every)

@@ -16,7 +16,7 @@ from .images import load_image
 # %% auto #0
 __all__ = ['Backend', 'choose_backend', 'import_transformers', 'in_cache', 'resolve_base', 'base_hash', 'greedy', 'load_model',
            'set_training', 'template_text', 'encode', 'same_sort', 'answer_prompts', 'generate_replies', 'add_lora',
-           'trained_parts', 'read_run', 'load_adapter', 'load_run']
+           'trained_parts', 'read_run', 'load_adapter', 'load_processor', 'load_run']
 
 # %% ../nbs/10_models.ipynb #0007-exportda
 @dataclass(frozen=True)
@@ -415,6 +415,7 @@ def read_run(
 def load_adapter(
     model,
     adapter: str | Path, # folder with PEFT safetensors
+    name: str = "default", # PEFT's name for it; another one is put beside those that the model has
 ):
     "Put a saved adapter on its base; keys that are missing or left over are an error."
     from peft import PeftModel, get_peft_model_state_dict
@@ -423,17 +424,26 @@ def load_adapter(
         with safe_open(str(Path(adapter)/"adapter_model.safetensors"), "pt") as f: stored = set(f.keys())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") # PEFT only warns of what is an error below
-            tuned = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
+            if hasattr(model, "peft_config"): tuned, _ = model, model.load_adapter(str(adapter), name, is_trainable=False)
+            else: tuned = PeftModel.from_pretrained(model, str(adapter), name, is_trainable=False)
     except Exception as e: # a damaged file makes PEFT fail in any way
         if isinstance(e, KeyError) and str(e.args[0]).startswith("base_model."): raise MedchatError("the adapter does not fit its base", "a key is missing", f"First: {e.args[0]}") from e
         raise MedchatError("cannot load the adapter", Path(adapter).parent.name, f"{type(e).__name__}: {e}".splitlines()[0]) from e
-    expected = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+    expected = set(get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False))
     if stored != expected:
         raise MedchatError("the adapter does not fit its base", f"{len(expected - stored)} keys missing, {len(stored - expected)} left over",
             f"First: {sorted(stored ^ expected)[0]}")
     return tuned
 
 # %% ../nbs/10_models.ipynb #0056-exportde
+def load_processor(
+    adapter: str | Path, # folder of an adapter
+): # None where the adapter has none of its own
+    "The processor that was saved with an adapter."
+    if not (Path(adapter)/"processor_config.json").is_file(): return None
+    try: return import_transformers().AutoProcessor.from_pretrained(str(adapter), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise MedchatError("cannot load the run's processor", adapter, f"{type(e).__name__}: {e}".splitlines()[0]) from e
+
 def load_run(
     run: str | Path,                  # a run folder
     load_in_4bit: bool | None = None, # None: as it was trained
@@ -446,7 +456,4 @@ def load_run(
     if (now := base_hash(resolve_base(config["base"]))) != config.get("base_sha256"):
         raise MedchatError("the base is not the one this run was trained on", f"{config['base']} {now[:12]}, was {str(config.get('base_sha256'))[:12]}", "Train again")
     model, processor = load_model(config["base"], config.get("load_in_4bit", True) if load_in_4bit is None else load_in_4bit)
-    if (adapter/"processor_config.json").is_file():
-        try: processor = import_transformers().AutoProcessor.from_pretrained(str(adapter), trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise MedchatError("cannot load the run's processor", adapter, f"{type(e).__name__}: {e}".splitlines()[0]) from e
-    return (set_training(load_adapter(model, adapter), False) if with_adapter else model), processor
+    return (set_training(load_adapter(model, adapter), False) if with_adapter else model), load_processor(adapter) or processor

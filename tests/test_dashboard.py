@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from medchat.app import at_home, launch_app
+from medchat.server import at_home, launch_page
 from medchat.core import DISCLAIMER, MedchatError, write_jsonl
 from medchat.dashboard import *
 from medchat.overview import COLUMNS, RunFiles, compare_evals, read_answers, read_runs, same_questions, slice_figure
@@ -98,7 +98,7 @@ def served(folder, tmp_path):
     shutil.copytree(folder, tmp_path/"runs")
     with at_home():
         page = build_dashboard(tmp_path/"runs", every=.5)
-        yield launch_app(page, free_port()), tmp_path/"runs"
+        yield launch_page(page, free_port()), tmp_path/"runs"
         page.close(verbose=False)
 
 class Tab(BrowserTab):
