@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from .audit import AuditLog
+from .checks import taught
 from .core import MedchatError, ending_well, need
 from .engines import load_engines
 from .layout import build_layout, look_css, scan_box
@@ -60,7 +61,9 @@ def make_app(
     book = AuditLog(home, home/"audit_images" if keep_images else "") if log and writable else None
     about = f"{Path(read_run(runs[0])['base']).name}, fine-tuned with medchat." if runs else ""
     named = {Path(r).resolve().name: Path(r).resolve() for r in runs} if hub else None
-    return build_page(Desk(engines, home if writable else None, book, per_minute), home.name if home else url_model, about, voice_from_environment(), named, home.parent/"hub" if home else "", local)
+    desk = Desk(engines, home if writable else None, book, per_minute)
+    desk.known = {name: taught(run) for name, run in zip(desk.engines, runs)}
+    return build_page(desk, home.name if home else url_model, about, voice_from_environment(), named, home.parent/"hub" if home else "", local)
 
 # %% ../nbs/20_app.ipynb #0015-exportde
 def app(

@@ -102,6 +102,7 @@ def _next(model, memory, tokens, past, options):
     memory.ids = memory.ids + tokens[0].tolist()
     return out.logits[:, -1].float()
 
+# %% ../nbs/15e_engines.ipynb #0017-exportde
 def _read_all(model, processor, memory: Memory, messages: list[dict], images: list, max_new_tokens: int):
     "Read a prompt from its start, images and all."
     memory.forget()
@@ -123,7 +124,7 @@ def _read(model, processor, memory: Memory, messages: list[dict], images: list, 
     _cut(model, memory, _shared(ids, memory.ids))
     return _feed(model, memory, ids[len(memory.ids):])
 
-# %% ../nbs/15e_engines.ipynb #0020-exportde
+# %% ../nbs/15e_engines.ipynb #0021-exportde
 def _tokens(model, memory: Memory, logits, max_new_tokens: int, ends: set[int], matcher=None) -> Iterator[tuple[int, float]]:
     "Token ids of the reply and their probabilities; the token that ends it comes last."
     for k in range(max_new_tokens):
@@ -142,7 +143,7 @@ def _allowed(matcher, scores):
     out[:len(mask)] = scores[:len(mask)].masked_fill(mask == 0, float("-inf"))
     return out
 
-# %% ../nbs/15e_engines.ipynb #0021-exportde
+# %% ../nbs/15e_engines.ipynb #0022-exportde
 def trim(
     pieces: Iterable[str],
 ) -> Iterator[str]: # the same text without blanks at its two ends
@@ -169,7 +170,7 @@ def _pieces(tokenizer, tokens: Iterable[tuple[int, float]], said: list) -> Itera
         shown += new
     if len(text := _text(tokenizer, ids)) > len(shown): yield text[len(shown):]
 
-# %% ../nbs/15e_engines.ipynb #0024-exportde
+# %% ../nbs/15e_engines.ipynb #0025-exportde
 def _grammar(
     form: dict, # a JSON schema
     lead: str = "", # what the template puts before a reply
@@ -194,7 +195,7 @@ def _matcher(tokenizer, ends: set[int], form: dict | None, lead: str = ""):
     if matcher.is_error() or not words: raise MedchatError("not a form that a reply can obey", json.dumps(form)[:120], (matcher.get_error() or "It has no words").splitlines()[0])
     return matcher
 
-# %% ../nbs/15e_engines.ipynb #0027-exportcl
+# %% ../nbs/15e_engines.ipynb #0028-exportcl
 class _Host:
     "One base in memory with its adapters, its lock and the memories of its conversations."
     def __init__(self, model, memory_limit: int):
@@ -218,6 +219,7 @@ class _Host:
             total -= m.bytes
             m.forget()
 
+# %% ../nbs/15e_engines.ipynb #0029-exportme
 MEMORY_LIMIT = 2**30 # bytes of keys and values that all conversations with a base may keep together
 
 class LocalEngine:
@@ -248,9 +250,8 @@ class LocalEngine:
 
 
 
-# %% ../nbs/15e_engines.ipynb #0030-exportcl
+# %% ../nbs/15e_engines.ipynb #0032-exportcl
 class _Gone(Exception): "Nobody waits for this reply any more."
-
 @patch
 @contextmanager
 def alone(self: LocalEngine,
@@ -283,6 +284,7 @@ def _turn(self: LocalEngine, memory: Memory | None, ended=lambda: False) -> Iter
         finally:
             if once or not well: memory.forget()
 
+# %% ../nbs/15e_engines.ipynb #0033-exportpa
 @patch
 def _write(self: LocalEngine, out: queue.SimpleQueue, failures: list, ended, memory, messages, images, max_new_tokens, form):
     "The thread's work: text into the queue, an error into `failures`, None at the end."
@@ -303,7 +305,7 @@ def _until(ended, items): # stops before the next item is made
         yield item
         if ended(): return
 
-# %% ../nbs/15e_engines.ipynb #0031-exportpa
+# %% ../nbs/15e_engines.ipynb #0034-exportpa
 @patch
 def stream(self: LocalEngine,
     messages: list[dict],            # a conversation that ends with a question
@@ -324,7 +326,7 @@ def stream(self: LocalEngine,
         thread.join()
     if failures: raise failures[0]
 
-# %% ../nbs/15e_engines.ipynb #0036-exportpa
+# %% ../nbs/15e_engines.ipynb #0039-exportpa
 @patch
 def _continuation(self: LocalEngine, messages: list[dict], text: str) -> list[int]:
     "The token ids of a reply, as they would follow the prompt."
@@ -355,7 +357,7 @@ def _chance(self: LocalEngine, memory: Memory, logits, way: list[int]) -> float:
     _cut(self.model, memory, n)
     return 2.718281828459045 ** total
 
-# %% ../nbs/15e_engines.ipynb #0039-exportpa
+# %% ../nbs/15e_engines.ipynb #0042-exportpa
 @patch
 def sample(self: LocalEngine,
     messages: list[dict],      # a conversation that ends with a question
@@ -387,7 +389,7 @@ def _draw(self: LocalEngine, memory: Memory, tokens):
     options = {} if memory.tiles is None else dict(cross_attention_mask=memory.tiles.expand(len(tokens), past + 1, -1, -1))
     return _next(self.model, memory, tokens[:, None].to(self.model.device), past, options)
 
-# %% ../nbs/15e_engines.ipynb #0042-exportde
+# %% ../nbs/15e_engines.ipynb #0045-exportde
 def run_identity(
     run: str | Path,      # a run folder
     with_adapter: bool = True, # off: of its base alone
@@ -401,6 +403,7 @@ def run_identity(
     with open(file, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
     return dict(model=Path(run).resolve().name, base=base, base_sha256=config.get("base_sha256", ""), adapter_sha256=digest)
 
+# %% ../nbs/15e_engines.ipynb #0046-exportde
 def _add_run(first: LocalEngine, run: str | Path) -> LocalEngine:
     "Another run on the base of an engine that is loaded."
     identity = run_identity(run)

@@ -45,6 +45,7 @@ look_css = """
 #examples .label svg, #ready .label svg {display: none}
 #ready .gallery-item {border-radius: 999px; padding: 2px 6px; background: var(--block-background-fill)}
 #notice:not(:has(.medchat-notice)) {display: none}
+.toast-wrap {top: 44px !important}
 #ask, #papers, #corrections, #top {gap: 8px; align-items: stretch}
 #top, #corrections {align-items: end}
 #pushed textarea {font-family: var(--font-mono)}
@@ -64,9 +65,11 @@ look_css = """
   #ask {flex-wrap: nowrap} #ask button {padding: 0 12px}
   #findings, #hits, #answers {overflow-x: auto}
   .medchat-table {font-size: .75rem} .medchat-table th, .medchat-table td {padding: 3px 4px} .medchat-bar {display: block}
+  .medchat-table td:last-child {overflow-wrap: anywhere}
 }
 """
 
+# %% ../nbs/19b_layout.ipynb #0014-exportwo
 WORDED = dict( # part -> property of it -> key of its words
     model=dict(label="model"), language=dict(label="language"), dark=dict(value="dark"), image=dict(label="image", placeholder="drop"), file=dict(label="other_file"), together=dict(label="together"),
     frame=dict(label="slice"), level=dict(label="window_level"), width=dict(label="window_width"), examples=dict(label="examples"),
@@ -86,7 +89,7 @@ def words_of(
     "What a part says in a language."
     return {what: say(key, language) for what, key in WORDED[name].items()}
 
-# %% ../nbs/19b_layout.ipynb #0015-exportde
+# %% ../nbs/19b_layout.ipynb #0016-exportde
 def head_html(
     title: str,          # such as the name of the run
     about: str,          # such as what the model was made of
@@ -108,7 +111,7 @@ def notice_html(
     "A message to the visitor that a screen reader speaks at once."
     return f'<div class="medchat-notice" role="alert">{html.escape(text)}</div>' if text else ""
 
-# %% ../nbs/19b_layout.ipynb #0017-exportde
+# %% ../nbs/19b_layout.ipynb #0018-exportde
 def _left(gr, box: dict):
     "Image, DICOM controls, examples."
     box["image"] = scan_box(**words_of("image", "en"), sources=["upload", "clipboard", "webcam"], height=400, elem_id="image", format="png", buttons=["fullscreen"], alt_text="The image that you ask about")
@@ -128,7 +131,7 @@ def _chat_tab(gr, box: dict, feedback: bool):
     box["talk"] = gr.Chatbot(**words_of("talk", "en"), height="min(400px, 50vh, 90vw)", elem_id="talk", render_markdown=False, latex_delimiters=[], buttons=["copy"], editable="user")
     box["ready"] = gr.Dataset(components=[gr.Textbox(render=False)], samples=[[q] for q in ready_questions()], **words_of("ready", "en"), elem_id="ready")
     with gr.Row(elem_id="ask"):
-        box["question"] = gr.Textbox(**words_of("question", "en"), show_label=False, container=False, scale=8, min_width=120, elem_id="question", max_lines=4, max_length=2000, autofocus=True)
+        box["question"] = gr.Textbox(**words_of("question", "en"), show_label=False, container=False, scale=8, min_width=120, elem_id="question", max_lines=4, max_length=2000)
         box["send"] = gr.Button("Send", variant="primary", scale=1, min_width=60, elem_id="send")
         box["stop"] = gr.Button("Stop", variant="stop", scale=1, min_width=60, elem_id="stop", visible=False)
         box["clear"] = gr.Button("Clear", scale=1, min_width=60, elem_id="clear")
@@ -140,7 +143,7 @@ def _chat_tab(gr, box: dict, feedback: bool):
         box["correction"] = gr.Textbox(**words_of("correction", "en"), scale=8, min_width=120, elem_id="correction", max_length=2000)
         box["correct"] = gr.Button(**words_of("correct", "en"), scale=1, min_width=120, elem_id="correct")
 
-# %% ../nbs/19b_layout.ipynb #0018-exportde
+# %% ../nbs/19b_layout.ipynb #0019-exportde
 def _looked_tab(gr, box: dict):
     "Where it looked."
     with gr.Row():
@@ -152,6 +155,7 @@ def _looked_tab(gr, box: dict):
     box["sure"] = gr.HTML(elem_id="sure")
     box["agree"] = gr.Button(**words_of("agree", "en"), size="sm", elem_id="agree")
 
+# %% ../nbs/19b_layout.ipynb #0020-exportde
 def _findings_tab(gr, box: dict):
     "The 14 findings."
     box["check"] = gr.Button(**words_of("check", "en"), variant="primary", elem_id="check")
@@ -173,6 +177,7 @@ def _report_tab(gr, box: dict, voice):
             box["report_question"] = gr.Textbox(**words_of("report_question", "en"), scale=8, elem_id="report_question", max_length=2000)
             box["ask_report"] = gr.Button(**words_of("ask_report", "en"), scale=1, min_width=60, elem_id="ask_report")
 
+# %% ../nbs/19b_layout.ipynb #0021-exportde
 def _compare_tab(gr, box: dict, names: Sequence[str]):
     "Models side by side, blind."
     box["models"] = gr.CheckboxGroup(list(names), value=list(names)[:2], **words_of("models", "en"), elem_id="models")
@@ -198,7 +203,7 @@ def _hub_tab(gr, box: dict, runs: Sequence[str]):
         box["adapter"] = gr.Textbox(**words_of("adapter", "en"), placeholder="owner/name", scale=8, elem_id="adapter", max_length=200)
         box["load"] = gr.Button(**words_of("load", "en"), scale=1, min_width=80, elem_id="load")
 
-# %% ../nbs/19b_layout.ipynb #0019-exportde
+# %% ../nbs/19b_layout.ipynb #0022-exportde
 def build_layout(
     desk: Desk,
     title: str,          # of the page
@@ -212,8 +217,8 @@ def build_layout(
     box, names = {}, list(desk.engines)
     box["head"] = gr.HTML(head_html(title, about, "en", next(iter(desk.engines.values())).host, local, desk.log is not None), padding=False)
     with gr.Row(elem_id="top"):
-        box["model"] = gr.Dropdown(names, value=names[0], **words_of("model", "en"), elem_id="model", scale=3, min_width=260, visible=len(names) > 1)
-        box["language"] = gr.Dropdown([(name, code) for code, name in LANGUAGES.items()], value="en", **words_of("language", "en"), elem_id="language", scale=1, min_width=120)
+        box["model"] = gr.Dropdown(names, value=names[0], **words_of("model", "en"), elem_id="model", scale=3, min_width=170, visible=len(names) > 1)
+        box["language"] = gr.Dropdown([(name, code) for code, name in LANGUAGES.items()], value="en", **words_of("language", "en"), elem_id="language", scale=1, min_width=150)
         box["dark"] = gr.Button(**words_of("dark", "en"), size="sm", elem_id="dark", scale=0, min_width=80)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300): _left(gr, box)

@@ -4,10 +4,11 @@
 
 # %% ../nbs/17e_server.ipynb #0004-exportfr
 from __future__ import annotations
-import os, socket, sys, tempfile, time
+import ipaddress, os, socket, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
+from urllib.parse import unquote
 from .core import DISCLAIMER, MedchatError, need, sample_data
 
 # %% auto #0
@@ -46,7 +47,8 @@ def is_loopback(
     host: str, # to listen on
 ) -> bool: # does it stay on this machine?
     "Can only this machine reach it?"
-    return host == "localhost" or host.startswith("127.")
+    try: return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError: return False # a name
 
 def check_exposure(
     host: str,   # to listen on
@@ -63,13 +65,11 @@ def check_exposure(
 # %% ../nbs/17e_server.ipynb #0013-exportlo
 LONGEST, LONGEST_UPLOAD = 1_000_000, 70_000_000 # bytes of a request; of one that uploads
 
-class _TooLong(Exception): "A request of more bytes than we read."
-
 class Borders:
     "Refuse other host names and huge requests, and tell the browser to load nothing from elsewhere."
     policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
               "media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'")
-    def __init__(self, app, hosts: tuple[str, ...] = ()): self.app, self.hosts = app, hosts # hosts: the names it answers to; none: all
+    def __init__(self, app, hosts: tuple[str, ...] = ()): self.app, self.hosts, self.failed = app, hosts, {} # hosts: the names it answers to; none: all. failed: address -> times of wrong passwords
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http": return await self.app(scope, receive, send)
         headers, started = dict(scope["headers"]), []
@@ -77,18 +77,26 @@ class Borders:
         if self.hosts and host not in self.hosts: return await _refuse(send, 403, b"This page is for this machine only.")
         if "://" in scope["path"]: return await _refuse(send, 403, b"This page fetches nothing from elsewhere.") # Gradio would: /gradio_api/file=https://...
         limit = LONGEST_UPLOAD if scope["path"].endswith("/gradio_api/upload") else LONGEST
-        length = headers.get(b"content-length", b"0")
+        length, visitor, login = headers.get(b"content-length", b"0"), (scope.get("client") or ("",))[0], scope["path"].rstrip("/").endswith("/login")
+        if login and self._too_often(visitor): return await _refuse(send, 429, b"Too many wrong passwords. Wait a minute.")
         if not length.isdigit() or int(length) > limit: return await _refuse(send, 413, b"The request is too long.")
         async def guarded(message):
             if message["type"] == "http.response.start":
                 started.append(1)
+                if login and message["status"] in (400, 401): self.failed.setdefault(visitor, []).append(time.monotonic())
                 message = {**message, "headers": [*message.get("headers", []), (b"content-security-policy", self.policy.encode()), (b"referrer-policy", b"no-referrer"), (b"x-content-type-options", b"nosniff")]}
             await send(message)
         try: await self.app(scope, _counted(receive, limit), guarded)
         except _TooLong:
             if not started: await _refuse(send, 413, b"The request is too long.")
 
-# %% ../nbs/17e_server.ipynb #0014-exportas
+    def _too_often(self, visitor: str) -> bool: # ten wrong passwords within a minute
+        self.failed = {who: kept for who, times in self.failed.items() if (kept := [t for t in times if t > time.monotonic() - 60])}
+        return len(self.failed.get(visitor, ())) >= 10
+
+# %% ../nbs/17e_server.ipynb #0014-exportcl
+class _TooLong(Exception): "A request of more bytes than we read."
+
 async def _refuse(send, status: int, words: bytes):
     await send(dict(type="http.response.start", status=status, headers=[(b"content-type", b"text/plain"), (b"connection", b"close")]))
     await send(dict(type="http.response.body", body=words))
@@ -156,7 +164,8 @@ def page_theme():
         body_background_fill="*neutral_50", body_text_color_subdued="*neutral_500", input_placeholder_color="*neutral_500",
         block_border_width="1px", block_border_color="*neutral_200", input_border_width="1px", input_border_color="*neutral_300",
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800", button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600", button_secondary_border_color="*neutral_300", block_label_text_color="*primary_700")
+        button_primary_background_fill_hover_dark="*primary_600", button_secondary_border_color="*neutral_300", block_label_text_color="*primary_700", block_title_text_color="*primary_700",
+        checkbox_border_color="*neutral_400", checkbox_label_background_fill_selected="*primary_700", checkbox_label_background_fill_selected_dark="*primary_700")
 
 # %% ../nbs/17e_server.ipynb #0022-exportup
 UPLOAD = "64mb" # the largest file that may be uploaded
@@ -178,15 +187,17 @@ def launch_settings(
     return dict(server_name=host, share=share, theme=page_theme(), css=font_css() + page_css + css, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, max_file_size=UPLOAD, app_kwargs=dict(middleware=[borders], routes=fonts), max_threads=100) | {k: v for k, v in asked.items() if k not in ("server_name", "share")}
 
-def _only_uploads(value, folder: str):
+def _only_uploads(value, folder: str, own: str):
     "Raise when a value from outside names a file that was not uploaded; Gradio itself looks only where the value says that it is a file."
     import gradio as gr
     if isinstance(value, dict) and (path := value.get("path")) is not None:
+        if isinstance(path, str) and path.startswith(own): path = value["path"] = unquote(path.removeprefix(own)) # as MCP names an upload
         try: here = isinstance(path, str) and gr.utils.is_in_or_equal(path, folder)
         except (OSError, ValueError): here = False # a zero byte, or too long
         if not here: raise gr.Error("That file was not uploaded.", print_exception=False)
-    for v in value.values() if isinstance(value, dict) else value if isinstance(value, list) else (): _only_uploads(v, folder)
+    for v in value.values() if isinstance(value, dict) else value if isinstance(value, list) else (): _only_uploads(v, folder, own)
 
+# %% ../nbs/17e_server.ipynb #0023-exportde
 def page_class(
     css: str = "", # of the page
 ): # a class of pages
@@ -196,7 +207,7 @@ def page_class(
         def launch(self, **asked): return gr.Blocks.launch(self, **launch_settings(asked, css))
         async def process_api(self, block_fn, inputs, **kwargs): # every event and every endpoint comes through here
             try:
-                _only_uploads(inputs, gr.utils.get_upload_folder())
+                _only_uploads(inputs, gr.utils.get_upload_folder(), f"{self.local_url}gradio_api/file=")
                 return await gr.Blocks.process_api(self, block_fn, inputs, **kwargs)
             except gr.Error as e:
                 e.print_exception = False
@@ -206,7 +217,7 @@ def page_class(
                 raise gr.Error("The page cannot do that.", print_exception=False) from e
     return Page
 
-# %% ../nbs/17e_server.ipynb #0024-exportde
+# %% ../nbs/17e_server.ipynb #0025-exportde
 def launch_page(
     page,             # made by a `page_class`
     port: int = 7860,
@@ -219,7 +230,7 @@ def launch_page(
     except OSError as e: raise MedchatError("the port is in use", port, f"Choose another: --port {port + 1}") from e
     return page.share_url or f"http://{'127.0.0.1' if is_loopback(host) else host}:{port}"
 
-# %% ../nbs/17e_server.ipynb #0027-exportde
+# %% ../nbs/17e_server.ipynb #0028-exportde
 def _open_browser(address: str):
     "Open the page in a graphical browser, if there is one."
     import webbrowser

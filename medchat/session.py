@@ -40,6 +40,7 @@ class Desk:
         system: str = "",        # how the model should answer
     ):
         self.engines, self.folder, self.log, self.per_minute = OrderedDict(), folder, log, per_minute
+        self.known = {} # name of an engine -> how often its training data name each finding (`medchat.checks.taught`)
         for engine in engines: self.add(engine)
         self.max_new_tokens, self.system = max_new_tokens, system
         self._asked, self._lock = OrderedDict(), threading.Lock()
@@ -84,6 +85,7 @@ class Turn:
     liked: bool | None = None     # a thumb
     time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
+# %% ../nbs/17f_session.ipynb #0011-exportcl
 class Session:
     "What one visitor has seen and said; other visitors have their own."
     def __init__(self,
@@ -103,7 +105,7 @@ class Session:
 
     def _new_chat(self): return Chat(self.engine, self.desk.system, self.desk.max_new_tokens)
 
-# %% ../nbs/17f_session.ipynb #0012-exportpa
+# %% ../nbs/17f_session.ipynb #0013-exportpa
 @patch
 def stop(self: Session):
     "End the answer that is being written, or that waits for its turn; what was said stays."
@@ -127,7 +129,7 @@ def _write_down(self: Session, kind: str, identity: dict, images: list, prompt: 
     log = self.desk.log
     return None if log is None else log.add(self.user, identity, [log.add_image(i) for i in images], prompt, reply, fired, kind)
 
-# %% ../nbs/17f_session.ipynb #0015-exportmo
+# %% ../nbs/17f_session.ipynb #0016-exportmo
 MOST_IMAGES = 8 # in one conversation
 
 @patch
@@ -163,7 +165,7 @@ def _show(self: Session, image, together: bool) -> bool: # was it the same?
     self.picture_notes, self.picture_fired = (gate.notes, gate.fired) if gate else ([], [])
     return same
 
-# %% ../nbs/17f_session.ipynb #0018-exportpa
+# %% ../nbs/17f_session.ipynb #0019-exportpa
 @patch
 def ask(self: Session,
     question: str,
@@ -178,6 +180,7 @@ def ask(self: Session,
         self.turns.append(Turn(clean_text(question)))
         self.busy, self.stopped = True, False
 
+# %% ../nbs/17f_session.ipynb #0020-exportpa
 @patch
 def answer(self: Session) -> Iterator[Turn]: # the turn as it grows
     "Stream the answer to the question that waits."
@@ -195,6 +198,7 @@ def answer(self: Session) -> Iterator[Turn]: # the turn as it grows
     finally:
         if self.turns is turns: self.busy = False
 
+# %% ../nbs/17f_session.ipynb #0021-exportpa
 @patch
 def _answer(self: Session, turn: Turn, chat: Chat) -> Iterator[Turn]:
     gate = check_question(turn.question)
@@ -222,7 +226,7 @@ def _pieces(self: Session, turn: Turn, chat: Chat) -> Iterator[str]: # what the 
         yield piece
         if self.stopped: chat.stop()
 
-# %% ../nbs/17f_session.ipynb #0022-exportpa
+# %% ../nbs/17f_session.ipynb #0025-exportpa
 @patch
 def back(self: Session,
     n: int, # the place of a turn, from 0
@@ -252,7 +256,7 @@ def use(self: Session,
         self.chat = self._new_chat()
         self.chat.messages, self.chat.images = messages, images
 
-# %% ../nbs/17f_session.ipynb #0025-exportpa
+# %% ../nbs/17f_session.ipynb #0028-exportpa
 @patch
 def judge(self: Session,
     n: int,               # the place of a turn, from 0
@@ -276,7 +280,7 @@ def seen(self: Session,
     "The images of the conversation up to a turn."
     return [image for turn in self.turns[:n + 1] for image in turn.images]
 
-# %% ../nbs/17f_session.ipynb #0028-exportpa
+# %% ../nbs/17f_session.ipynb #0031-exportpa
 @patch
 def _ready(self: Session, question: str = ""):
     if self.image is None: raise MedchatError("there is no image yet", hint="Upload one, or click an example")
@@ -287,7 +291,7 @@ def findings(self: Session) -> Iterator[FindingCheck]:
     "Present, absent or indeterminate, finding by finding."
     self._ready()
     image, engine, done = self.image, self.engine, []
-    for check in check_findings(engine, image):
+    for check in check_findings(engine, image, known=self.desk.known.get(self.name)):
         check.reason = check_reply(check.reason).text
         done.append(check)
         yield check
@@ -305,7 +309,7 @@ def draft(self: Session,
     self._write_down("report", engine.identity, [image], f"(report draft: {schema})", gate.text, gate.fired)
     return draft, gate
 
-# %% ../nbs/17f_session.ipynb #0030-exportma
+# %% ../nbs/17f_session.ipynb #0033-exportma
 MAPS = dict(attention=attention_maps, gradient=grad_cam)
 
 @patch
@@ -316,6 +320,7 @@ def maps(self: Session,
     "Where the model looked when it gave an answer."
     if kind not in MAPS: raise MedchatError("no such map", kind, f"There are: {', '.join(MAPS)}")
     prompt, images, reply = self._put(n)
+    self.desk.admit(self.user)
     found = MAPS[kind](self.engine.model, self.engine.processor, prompt, images, reply, lock=self.engine.alone())
     return (found if isinstance(found, Maps) else Maps([], [], found[None])), images[-1] # a gradient has one map for all tokens
 
@@ -337,7 +342,7 @@ def agreement(self: Session,
     self.desk.admit(self.user)
     return agreement(self.engine.sample(prompt, images, samples, max_new_tokens=self.desk.max_new_tokens), reply)
 
-# %% ../nbs/17f_session.ipynb #0032-exportpa
+# %% ../nbs/17f_session.ipynb #0035-exportpa
 @patch
 def compare(self: Session,
     names: Sequence[str], # of engines of the desk, two or more
@@ -373,7 +378,7 @@ def vote(self: Session,
     shown, self.blind = self.blind, []
     return shown
 
-# %% ../nbs/17f_session.ipynb #0035-exportpa
+# %% ../nbs/17f_session.ipynb #0038-exportpa
 @patch
 def history(self: Session,
     words: str = "", # that the question or the reply holds, in any case

@@ -11,7 +11,7 @@ from .core import DISCLAIMER, MedchatError
 from .engines import load_engines
 from .explain import overlay
 from .layout import WORDED, head_html, notice_html, words_of
-from .publish import files_to_push, pull, push
+from .publish import check_repo_id, files_to_push, pull, push
 from .safety import StreamGate
 from .session import Desk, Session
 from .transcript import write_json, write_pdf
@@ -71,7 +71,7 @@ def known_as(
     if request is not None: tab.user = request.username or (request.client.host if request.client else "local")
     return tab
 
-# %% ../nbs/19c_tabs.ipynb #0012-exportch
+# %% ../nbs/19c_tabs.ipynb #0014-exportch
 _chat = ("image", "talk", "notice", "question", "send", "stop", "dicom", "about_scan", "frame", "level", "width")
 
 def turn_text(
@@ -99,7 +99,7 @@ def _scan_values(gr, tab: Session, language: str) -> dict:
         out[name] = gr.update(visible=value is not None, minimum=low, maximum=high, value=value or 0, step=(high - low) / 500)
     return out
 
-# %% ../nbs/19c_tabs.ipynb #0014-exportde
+# %% ../nbs/19c_tabs.ipynb #0016-exportde
 def _chat_handlers(wire: Wiring) -> dict:
     "What happens when someone uploads, asks, waits, takes back or clears."
     gr = wire.gr
@@ -126,13 +126,11 @@ def _chat_handlers(wire: Wiring) -> dict:
             for _ in tab.answer(): yield _talk(wire, tab, language)
         except Exception as e: yield _talk(wire, tab, language, say_error(e, language), question=question)
         else: yield _talk(wire, tab, language)
-    def clear(tab, language):
-        tab.clear()
-        return _talk(wire, tab, language)
+    def clear(tab, language): return tab.clear() or _talk(wire, tab, language)
     put.__annotations__["request"] = gr.Request # Gradio reads it, and this module keeps its annotations as text
     return dict(look=look, turn=turn, ask=put, answer=answer, clear=clear)
 
-# %% ../nbs/19c_tabs.ipynb #0015-exportde
+# %% ../nbs/19c_tabs.ipynb #0017-exportde
 def _back_handlers(wire: Wiring) -> dict:
     "What happens when someone takes a question back, asks it again or changes it."
     gr = wire.gr
@@ -153,6 +151,7 @@ def _back_handlers(wire: Wiring) -> dict:
     undo.__annotations__ |= dict(event=gr.UndoData)
     return dict(retry=retry, edit=edit, undo=undo)
 
+# %% ../nbs/19c_tabs.ipynb #0018-exportde
 def wire_chat(
     wire: Wiring,
 ):
@@ -174,7 +173,7 @@ def wire_chat(
     if wire.desk.folder is not None: _wire_feedback(wire)
     _wire_papers(wire)
 
-# %% ../nbs/19c_tabs.ipynb #0017-exportde
+# %% ../nbs/19c_tabs.ipynb #0020-exportde
 def _wire_feedback(wire: Wiring):
     "Thumbs and corrections."
     gr, box = wire.gr, wire.box
@@ -194,8 +193,9 @@ def _wire_feedback(wire: Wiring):
         return "", ""
     thumb.__annotations__["event"] = gr.LikeData
     box["talk"].like(thumb, [wire.tab, box["language"]], None, **wire.quick)
-    gr.on([box["correct"].click, box["correction"].submit], correct, [wire.tab, box["correction"], box["language"]], [box["notice"], box["correction"]], **wire.quick)
+    gr.on([box["correct"].click, box["correction"].submit], correct, [wire.tab, box["correction"], box["language"]], [box["notice"], box["correction"]], **{**wire.quick, "queue": True}) # a toast needs the queue
 
+# %% ../nbs/19c_tabs.ipynb #0021-exportde
 def _wire_papers(wire: Wiring):
     "The conversation as a PDF or as JSON."
     gr, box = wire.gr, wire.box
@@ -210,7 +210,7 @@ def _wire_papers(wire: Wiring):
         made = box[kind].click(lambda tab, language, kind=kind: paper(tab, language, kind), [wire.tab, box["language"]], [box["notice"], box["paper"]], **{**wire.quick, "queue": True})
         made.then(None, None, None, js="() => { setTimeout(() => document.querySelector('#paper')?.click(), 150) }")
 
-# %% ../nbs/19c_tabs.ipynb #0019-exportde
+# %% ../nbs/19c_tabs.ipynb #0024-exportde
 def browser_language(
     header: str, # Accept-Language, as a browser sends it
 ) -> str: # one that the page speaks
@@ -246,7 +246,7 @@ def wire_words(
     box["model"].input(use, [wire.tab, box["model"], box["language"]], [box["notice"], box["head"], box["model"]], **wire.quick)
     box["dark"].click(None, None, None, js="() => { document.body.classList.toggle('dark') }", **wire.quick)
 
-# %% ../nbs/19c_tabs.ipynb #0022-exportde
+# %% ../nbs/19c_tabs.ipynb #0027-exportde
 def wire_looked(
     wire: Wiring,
 ):
@@ -275,7 +275,7 @@ def wire_looked(
     for event in (box["strength"].release, box["token"].input): event(again, [kept, *wire.parts("strength", "token")], box["map"], **wire.quick)
     box["agree"].click(agree, wire.parts_with_tab("language"), wire.parts("sure", "notice"), **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0024-exportde
+# %% ../nbs/19c_tabs.ipynb #0030-exportde
 def findings_html(
     checks: list, # FindingCheck
     language: str = "en",
@@ -285,7 +285,7 @@ def findings_html(
     rows = []
     for c in checks:
         bar = "" if c.probability is None else f'<span class="medchat-bar" style="width:{60 * c.probability:.0f}px"></span> {c.probability:.2f}'
-        rows.append(f"<tr>{cell(say(c.finding, language))}{cell(say(c.status, language))}<td>{bar}</td>{cell(c.reason)}</tr>")
+        rows.append(f"<tr>{cell(say(c.finding, language))}{cell(say(c.status, language))}<td>{bar}</td>{cell(say('untaught', language) if c.n_training == 0 else c.reason)}</tr>")
     heads = "".join(f'<th scope="col">{html.escape(say(key, language))}</th>' for key in ("finding", "status", "probability", "reason"))
     return f'<table class="medchat-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table><p class="medchat-quiet">{html.escape(DISCLAIMER)}</p>'
 
@@ -304,7 +304,7 @@ def wire_findings(
     check.__annotations__["request"] = gr.Request
     box["check"].click(check, wire.parts_with_tab("language"), wire.parts("findings", "notice"), **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0025-exportde
+# %% ../nbs/19c_tabs.ipynb #0032-exportde
 def report_html(
     text: str,       # of a draft, as the gate lets it through
     notes: list[str], # of the gate
@@ -339,7 +339,7 @@ def wire_report(
     box["explain"].click(explain, [wire.tab, kept, *wire.parts("audience", "language")], wire.parts("explained", "notice"), **wire.slow)
     gr.on([box["ask_report"].click, box["report_question"].submit], ask_report, [wire.tab, kept, *wire.parts("report_question", "language")], wire.parts("explained", "notice"), **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0027-exportde
+# %% ../nbs/19c_tabs.ipynb #0035-exportde
 def answers_html(
     answers: list[str],
     names: list[str] = (), # of the models, once they may be seen
@@ -376,13 +376,14 @@ def wire_history(
     def search(tab, words, language):
         rows = "".join(f"<tr><td>{html.escape(t.time[11:16])}</td><td>{html.escape(t.question)}</td><td>{html.escape(t.reply)}</td></tr>" for t in tab.history(words)[:100])
         return f'<table class="medchat-table">{rows}</table>' if rows else f'<p class="medchat-quiet">{html.escape(say("no_hits", language))}</p>'
-    for event in (box["search"].input, box["search"].submit, box["tab_history"].select): event(search, wire.parts_with_tab("search", "language"), box["hits"], **wire.quick)
+    for event in (box["search"].change, box["search"].submit, box["tab_history"].select): event(search, wire.parts_with_tab("search", "language"), box["hits"], **wire.quick)
 
-# %% ../nbs/19c_tabs.ipynb #0030-exportde
+# %% ../nbs/19c_tabs.ipynb #0038-exportde
 def _sizes(files: dict) -> str: # name and size of each file
     size = lambda v: len(v) if isinstance(v, bytes) else v.stat().st_size
     return "\n".join([*(f"{size(v):>12,}  {name}" for name, v in files.items()), f"{sum(map(size, files.values())):>12,}  in all"])
 
+# %% ../nbs/19c_tabs.ipynb #0039-exportde
 def wire_hub(
     wire: Wiring,
     runs: dict[str, Path], # name -> folder
@@ -402,7 +403,7 @@ def wire_hub(
         return "\n".join([said, f"{'private' if done['private'] else 'public'}", *(f"{size:>12,}  {name}" for name, size in done["files"].items())]), ""
     def load(tab, repo, language):
         try:
-            place = Path(fetched)/(repo or "").replace("/", "--")
+            place = Path(fetched)/check_repo_id(repo or "").replace("/", "--")
             if not place.is_dir(): pull(repo, place)
             name = wire.desk.add(load_engines([place], beside=list(wire.desk.engines.values()))[0])
             tab.use(name)
@@ -415,22 +416,19 @@ def wire_hub(
     for name in ("dry", "push"): box[name].click(send, [*wire.parts("run", "repo"), gr.State(name == "dry"), box["language"]], shown, **busy)
     gr.on([box["load"].click, box["adapter"].submit], load, wire.parts_with_tab("adapter", "language"), wire.parts("model", "models", "tab_compare", "notice"), **busy)
 
-# %% ../nbs/19c_tabs.ipynb #0032-exportde
-def wire_api(
-    wire: Wiring,
-    image_box, # makes the image input
-):
-    "Named endpoints."
-    gr, desk = wire.gr, wire.desk
-    def visit(image, model, request):
-        tab = known_as(Session(desk), request)
-        if model: tab.use(model)
-        tab.look(image)
-        return tab
-    def guarded(job):
-        try: return {**job(), "disclaimer": DISCLAIMER}
-        except MedchatError as e: raise gr.Error(say_error(e), print_exception=False)
-        except Exception as e: raise gr.Error(say_error(e), print_exception=False)
+# %% ../nbs/19c_tabs.ipynb #0042-exportde
+def _visit(desk: Desk, image: str, model: str, request) -> Session: # a visit of its own
+    tab = known_as(Session(desk), request)
+    if model: tab.use(model)
+    tab.look(image)
+    return tab
+
+def _guarded(gr, job) -> dict: # the job's reply and the disclaimer, or an error in words
+    try: return {**job(), "disclaimer": DISCLAIMER}
+    except Exception as e: raise gr.Error(say_error(e), print_exception=False)
+
+def _ask_endpoint(wire: Wiring):
+    gr = wire.gr
     def ask(image: str, question: str, model: str = "", request: gr.Request = None) -> dict:
         """Answer a question about a medical image. A draft for teaching and research, not for clinical use.
 
@@ -443,11 +441,16 @@ def wire_api(
             reply, probability of the reply, notes of the safety gates, rules that fired, identity of the model, disclaimer
         """
         def job():
-            tab = visit(image, model, request)
+            tab = _visit(wire.desk, image, model, request)
             tab.ask(question)
             for turn in tab.answer(): pass
             return dict(reply=turn.reply, probability=turn.chance, notes=turn.notes, fired=turn.fired, model=turn.identity)
-        return guarded(job)
+        return _guarded(gr, job)
+    return ask
+
+# %% ../nbs/19c_tabs.ipynb #0043-exportde
+def _findings_endpoint(wire: Wiring):
+    gr = wire.gr
     def check_findings(image: str, model: str = "", request: gr.Request = None) -> dict:
         """Say of each of the 14 CheXpert observations whether a chest film shows it. A draft for teaching and research, not for clinical use.
 
@@ -459,9 +462,14 @@ def wire_api(
             findings: a list of finding, status (present, absent, indeterminate), probability and reason; model; disclaimer
         """
         def job():
-            tab = visit(image, model, request)
+            tab = _visit(wire.desk, image, model, request)
             return dict(findings=[dict(finding=c.finding, status=c.status, probability=c.probability, reason=c.reason) for c in tab.findings()], model=tab.engine.identity)
-        return guarded(job)
+        return _guarded(gr, job)
+    return check_findings
+
+# %% ../nbs/19c_tabs.ipynb #0044-exportde
+def _report_endpoint(wire: Wiring):
+    gr = wire.gr
     def draft_report(image: str, schema: str = "radiology", model: str = "", request: gr.Request = None) -> dict:
         """Draft a report on a medical image. A draft for teaching and research, not for clinical use.
 
@@ -474,11 +482,20 @@ def wire_api(
             report: its sections; text; notes of the safety gates; model; disclaimer
         """
         def job():
-            tab = visit(image, model, request)
+            tab = _visit(wire.desk, image, model, request)
             made, gate = tab.draft(schema)
             return dict(report=made.data if gate.text == made.text else None, text=gate.text, notes=gate.notes, model=tab.engine.identity)
-        return guarded(job)
-    for f, words in ((ask, ["question"]), (check_findings, []), (draft_report, ["schema"])):
+        return _guarded(gr, job)
+    return draft_report
+
+# %% ../nbs/19c_tabs.ipynb #0045-exportde
+def wire_api(
+    wire: Wiring,
+    image_box, # makes the image input
+):
+    "Named endpoints."
+    gr = wire.gr
+    for f, words in ((_ask_endpoint(wire), ["question"]), (_findings_endpoint(wire), []), (_report_endpoint(wire), ["schema"])):
         f.__annotations__["request"] = gr.Request
         inputs = [image_box(visible=False, label="image"), *(gr.Textbox("radiology" if w == "schema" else "", visible=False, label=w) for w in words), gr.Textbox("", visible=False, label="model")]
         gr.Button(visible=False).click(f, inputs, gr.JSON(visible=False, label="reply"), api_name=f.__name__, **{k: v for k, v in wire.slow.items() if k not in ("api_visibility", "show_progress")})

@@ -103,7 +103,7 @@ vote | Which is better? | எது சிறந்தது? | कौन-सा
 reveal | Reveal names | பெயர்களைக் காட்டு | नाम दिखाएँ | 显示模型名称
 votes | Votes so far: {n} | இதுவரை வாக்குகள்: {n} | अब तक के वोट: {n} | 目前票数：{n}
 choose_run | Run to publish | வெளியிடும் பயிற்சி | प्रकाशित करने का प्रशिक्षण | 要发布的训练
-repo | Name on the Hub | மையத்தில் பெயர் | हब पर नाम | Hub 上的名称
+repo | Name on the Hub | மையத்தில் பெயர் | हब पर नाम | 中心上的名称
 load | Load | ஏற்று | लोड करें | 加载
 files | Files and sizes | கோப்புகளும் அளவுகளும் | फ़ाइलें और आकार | 文件与大小
 dry_run | Dry run | ஒத்திகை | पूर्वाभ्यास | 试运行
@@ -135,6 +135,7 @@ status | Status | நிலை | स्थिति | 状态
 present | present | உள்ளது | मौजूद | 存在
 absent | absent | இல்லை | अनुपस्थित | 未见
 indeterminate | indeterminate | உறுதியில்லை | अनिश्चित | 不确定
+untaught | not in its training data | பயிற்சித் தரவில் இல்லை | प्रशिक्षण डेटा में नहीं | 训练数据中没有
 probability | Probability | நிகழ்தகவு | प्रायिकता | 概率
 reason | Reason | காரணம் | कारण | 理由
 Enlarged Cardiomediastinum | Enlarged cardiomediastinum | அகன்ற இதய நடுமார்புப் பகுதி | बढ़ा हुआ हृदय-मीडियास्टिनम | 心脏纵隔影增大

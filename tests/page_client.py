@@ -9,7 +9,7 @@ from medchat.session import Desk
 
 class Scripted:
     "Answers with the question and with what it knows of the conversation; `endless` in a question goes on until somebody stops it."
-    host, pause, running = "", .01, 0
+    host, pause, running, has_probabilities = "", .01, 0, True
     def __init__(self, name="scripted"): self.name, self.identity = name, dict(model=name, base="none", base_sha256="0" * 64, adapter_sha256="")
     def new_memory(self): return type("Memory", (), {"tokens": []})()
     def stream(self, messages, images, max_new_tokens=128, stop=None, form=None, memory=None):

@@ -101,17 +101,21 @@ def test_the_upload_folder_goes_even_after_an_error():
 
 # --- the pages, and a person before them
 
-def serving(page, folder):
+@pytest.fixture(scope="module", autouse=True)
+def home():
+    "One folder for the uploads of all pages of this process: Gradio knows only one."
+    with at_home() as folder: yield folder
+    assert not folder.exists()
+
+def serving(page):
     "A page in the background; its address, then its end."
     try: yield launch_page(page, free_port())
     finally: page.close(verbose=False)
-    assert folder.is_dir()
 
 @pytest.fixture(scope="module")
-def page():
+def page(home):
     "A page with one engine that talks slowly, and keeps nothing."
-    with at_home() as folder: yield from serving(build_page(Desk([Scripted(pause=.02)], per_minute=1000), "runs of <b>ada</b>", "tiny"), folder)
-    assert not folder.exists()
+    yield from serving(build_page(Desk([Scripted(pause=.02)], per_minute=1000), "runs of <b>ada</b>", "tiny"))
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory): return tmp_path_factory.mktemp("run")
@@ -122,11 +126,10 @@ def answers(question): # of the engine on the full page
     return f"It says {question} and no more."
 
 @pytest.fixture(scope="module")
-def full(kept):
+def full(home, kept):
     "A page with all tabs but the Hub: two engines, a folder for feedback, a log, a second voice."
-    with at_home() as folder:
-        desk = Desk([Scripted(answers, "one"), Scripted("I am two.", "two")], kept, AuditLog(kept), per_minute=1000)
-        yield from serving(build_page(desk, "full", "scripted", Voice(Scripted("In plain words."))), folder)
+    desk = Desk([Scripted(answers, "one"), Scripted("I am two.", "two")], kept, AuditLog(kept), per_minute=1000)
+    yield from serving(build_page(desk, "full", "scripted", Voice(Scripted("In plain words."))))
 
 class Tab(BrowserTab):
     "A browser tab on the page, and what a person does in it."
@@ -271,10 +274,10 @@ def test_text_stays_text_and_calls_nobody(tab, films):
     tab.upload(films/"a.png")
     evil = '<img src="http://evil.example/x.png" onerror="document.title=1"> ![x](http://evil.example/y.png) <b>b</b> &amp; &lt; a < b * c * d_e_f'
     tab.send(evil); tab.done(1)
-    assert tab.said()[0] == evil and "You asked " + evil in tab.said()[1] and not [u for u in tab.requests if "evil" in u]
+    assert tab.said()[0] == evil and all(part in tab.said()[1] for part in ("You asked", "<img src=", "onerror=", "<b>b</b>", "&amp; &lt; a < b * c * d_e_f")) and not [u for u in tab.requests if "evil" in u]
     assert tab.page.locator("#talk img, #talk b").count() == 0 and "<b>ada</b>" in tab.page.inner_text("#head h1")
     tab.open("history")
-    tab.shows("#hits", "document.title=1")
+    tab.shows("#hits", "document.title=1")                     # a question that looks like an order is quoted, so the reply has it, too
     assert tab.page.locator("#hits img, #hits b").count() == 0 and tab.page.title() != "1"
 
 def test_what_the_model_sees_is_shown(tab, films):
@@ -343,18 +346,19 @@ def test_the_page_opens_in_the_browsers_language(browser, full, locale, language
         assert tab.page.input_value("#language input") == LANGUAGES[language]
 
 def test_dark_and_light(wide):
-    shade = lambda: wide.page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)")
+    shade = lambda: wide.page.evaluate("getComputedStyle(document.querySelector('gradio-app')).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)")
     light = shade()
     wide.page.click("#dark")
     wide.page.wait_for_function("() => document.body.classList.contains('dark')")
+    wide.page.wait_for_timeout(500)
     assert light > 600 and shade() < 200 and wide.disclaimer_in_view()
-    wide.page.click("#dark")
+    wide.page.click("#dark"); wide.page.wait_for_timeout(500)
     assert shade() == light
 
 @pytest.mark.parametrize("width", [360, 390])
 def test_phone(browser, page, films, width):
     with Tab(browser, page, width, 800) as tab:
-        assert tab.disclaimer_in_view()
+        assert tab.disclaimer_in_view() and tab.page.evaluate("scrollY") == 0 and tab.page.locator("#image").bounding_box()["y"] < 500 # it opens at the image
         tab.upload(films/"a.png")
         tab.send("A question with many more words than the others have, to see it wrap on a phone?"); tab.done(1)
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width and tab.disclaimer_in_view()
@@ -384,9 +388,11 @@ def test_keyboard_alone_and_names_for_screen_readers(wide, films):
     press("Tab")
     assert here() == "send"
     press("Enter"); wide.done(1)
-    wide.page.focus("#tabs button[role=tab] >> nth=0"); press("ArrowRight"); press("ArrowRight")
-    if wide.page.locator("#check:visible").count() == 0: press("Enter")
-    wide.page.wait_for_selector("#check:visible")
+    wide.page.locator("#tabs button[role=tab]:visible").first.focus()
+    for _ in range(5):
+        if wide.page.evaluate("document.activeElement.innerText") == "Findings": break
+        press("Tab")
+    press("Enter"); wide.page.wait_for_selector("#check:visible")
 
 
 # --- DICOM
@@ -516,20 +522,23 @@ def test_a_correction_is_a_record_that_convert_reads(wide, kept, films, tmp_path
     assert wide.page.input_value("#correction textarea") == "" and wide.page.locator("#notice .medchat-notice").count() == 0
     record = json.loads(file.read_text().splitlines()[-1])
     assert [t["text"] for t in record["turns"]] == ["What is seen?", "A nodule in the middle."] and Image.open(kept/"feedback"/record["images"][0]).size == (112, 112)
+    for n, film in enumerate(("b.jpg", "deep.tiff"), 2):          # a data set needs three images at least
+        wide.upload(films/film); wide.send("What is seen?"); wide.done(1)
+        wide.page.fill("#correction textarea", f"Film {n}."); wide.page.press("#correction textarea", "Enter")
+        assert wait_for(lambda: len(file.read_text().splitlines()) == n)
     rows = read_dataset(convert(kept/"feedback", tmp_path/"data"))
     assert "A nodule in the middle." in json.dumps([r["turns"] for part in rows.values() for r in part])
     assert [r for r in read_log(kept) if r["kind"] == "feedback" and r["correction"] == "A nodule in the middle."]
 
 def test_the_chat_goes_on_where_no_feedback_can_be_kept(browser, tmp_path, films):
     (tmp_path/"feedback.jsonl").mkdir()       # not even the superuser can write a line to it
-    with at_home() as folder:
-        for address in serving(build_page(Desk([Scripted()], tmp_path)), folder):
-            with Tab(browser, address) as tab:
-                tab.upload(films/"a.png"); tab.send("First?"); tab.done(1)
-                tab.page.get_by_role("button", name="Like", exact=True).click()
-                tab.page.wait_for_timeout(500)
-                tab.send("Second?"); tab.done(2)
-                assert "turn 2 about 1 image" in tab.said()[3] and tab.page.locator(".toast-body.error, #notice .medchat-notice").count() == 0 and list((tmp_path/"feedback.jsonl").iterdir()) == []
+    for address in serving(build_page(Desk([Scripted()], tmp_path))):
+        with Tab(browser, address) as tab:
+            tab.upload(films/"a.png"); tab.send("First?"); tab.done(1)
+            tab.page.get_by_role("button", name="Like", exact=True).click()
+            tab.page.wait_for_timeout(500)
+            tab.send("Second?"); tab.done(2)
+            assert "turn 2 about 1 image" in tab.said()[3] and tab.page.locator(".toast-body.error, #notice .medchat-notice").count() == 0 and list((tmp_path/"feedback.jsonl").iterdir()) == []
 
 
 # --- the whole way with a real model: two engines of one base, heat map, vote, feedback, papers, the Hub
@@ -550,9 +559,9 @@ def hub_client(monkeypatch, hub, home):
 def test_from_an_upload_to_the_hub(browser, real_run, tmp_path, monkeypatch, width, height):
     from pypdf import PdfReader
     shots = Path(os.environ.get("MEDCHAT_SCREENSHOTS") or tmp_path)
-    with at_home() as folder, Hub() as hub:
+    with Hub() as hub:
         hub_client(monkeypatch, hub, tmp_path)
-        for address in serving(make_app(real_run, with_base=True), folder):
+        for address in serving(make_app(real_run, with_base=True)):
             with Tab(browser, address, width, height) as tab:
                 tab.upload(example_images()[0]); tab.send("Is the heart enlarged?"); tab.done(1)
                 reply = tab.said()[1]
