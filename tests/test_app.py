@@ -148,7 +148,7 @@ class Tab(BrowserTab):
     def send(self, text, press=False):
         self.page.fill("#question textarea", text)
         self.page.press("#question textarea", "Enter") if press else self.page.click("#send")
-    def done(self, turns): self.page.wait_for_function("n => document.querySelectorAll('#talk [data-testid=bot]').length == n && document.querySelector('#send') && document.querySelector('#send').offsetParent", arg=turns)
+    def done(self, turns): self.page.wait_for_function("n => document.querySelectorAll('#talk [data-testid=bot]').length == n && document.querySelector('#send') && document.querySelector('#send').offsetParent && (!n || [...document.querySelectorAll('#talk .message-content')].at(-1).innerText.trim() != '…')", arg=turns)
     def said(self): return [t.strip() for t in self.page.locator("#talk .message-content").all_inner_texts()]
     def writing(self): self.page.wait_for_function("() => document.querySelectorAll('#talk .message-content')[1]?.innerText.includes('word')")
     def notice(self, words=""):
