@@ -80,7 +80,7 @@ outputs: .venv/.dev
 screenshots: .venv/.dev browser
 	@test -d demo/run || { echo "no demo/run to show. First: make demo APP=0" >&2; exit 2; }
 	@mkdir -p nbs/images
-	@MEDCHAT_SCREENSHOTS=nbs/images MEDCHAT_RUN=demo/run $(BIN)/python -m pytest tests/test_app.py -k whole_way
+	@MEDCHAT_SCREENSHOTS=nbs/images MEDCHAT_RUN=demo/run $(BIN)/python -m pytest tests/test_app.py -k "command_answers or from_an_upload"
 
 clean:
 	rm -rf demo .pytest_cache .hypothesis build dist *.egg-info

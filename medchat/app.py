@@ -49,11 +49,13 @@ def make_app(
     log: bool = True,        # write each turn to RUN/audit.db
     keep_images: bool = False, # keep the images of the log, too
     per_minute: int = 30,    # questions of one user
+    voice: str = "",         # "same": the first model explains reports, too; else whom MEDCHAT_VOICE_URL names, or nobody
     hub: bool = True,        # offer to publish the runs
     local: bool = True,      # does the page run on the visitor's own machine?
 ): # a gr.Blocks
     "The chat page of runs."
     if not runs and not url: raise MedchatError("nothing to talk to", hint="Name a run: medchat app demo/run")
+    if voice not in ("", "same"): raise MedchatError("no such voice", voice, "Say same, or name one by MEDCHAT_VOICE_URL and MEDCHAT_VOICE_MODEL")
     if bool(url) != bool(url_model): raise MedchatError("an address needs the name of its model", url or url_model, "Give both: --url http://localhost:8000/v1 --url-model NAME")
     engines = [*(load_engines(runs, with_base) if runs else []), *([RemoteEngine(url, url_model)] if url else [])]
     home = Path(runs[0]).resolve() if runs else None
@@ -63,7 +65,7 @@ def make_app(
     named = {Path(r).resolve().name: Path(r).resolve() for r in runs} if hub else None
     desk = Desk(engines, home if writable else None, book, per_minute)
     desk.known = {name: taught(run) for name, run in zip(desk.engines, runs)}
-    return build_page(desk, home.name if home else url_model, about, voice_from_environment(), named, home.parent/"hub" if home else "", local)
+    return build_page(desk, home.name if home else url_model, about, Voice(engines[0]) if voice == "same" else voice_from_environment(), named, home.parent/"hub" if home else "", local)
 
 # %% ../nbs/20_app.ipynb #0015-exportde
 def app(
@@ -78,6 +80,7 @@ def app(
     log: bool = True,          # write each turn to RUN/audit.db
     keep_images: bool = False, # keep the images of the log, too
     per_minute: int = 30,      # questions of one user
+    voice: str = "",           # same: the first model explains reports, too; else whom MEDCHAT_VOICE_URL names, or nobody
     mcp: bool = False,         # offer the endpoints to programs by MCP
     open_browser: bool = True, # show the page right away, where there is a screen
 ):
@@ -89,5 +92,5 @@ def app(
     need("gradio", "The chat page")
     with at_home(), ending_well():
         print("Loading the model ...", flush=True)
-        page = make_app(*runs, with_base=with_base, url=url, url_model=url_model, log=log, keep_images=keep_images, per_minute=per_minute, hub=who is None, local=host == "127.0.0.1" and not share)
+        page = make_app(*runs, with_base=with_base, url=url, url_model=url_model, log=log, keep_images=keep_images, per_minute=per_minute, voice=voice, hub=who is None, local=host == "127.0.0.1" and not share)
         serve(page, port, "medchat is", open_browser, host, auth=who, share=share, mcp_server=mcp)

@@ -215,10 +215,10 @@ def build_layout(
     "Place the parts of the page."
     import gradio as gr
     box, names = {}, list(desk.engines)
-    box["head"] = gr.HTML(head_html(title, about, "en", next(iter(desk.engines.values())).host, local, desk.log is not None), padding=False)
     with gr.Row(elem_id="top"):
+        with gr.Column(scale=6, min_width=280): box["head"] = gr.HTML(head_html(title, about, "en", next(iter(desk.engines.values())).host, local, desk.log is not None), padding=False)
         box["model"] = gr.Dropdown(names, value=names[0], **words_of("model", "en"), elem_id="model", scale=3, min_width=170, visible=len(names) > 1)
-        box["language"] = gr.Dropdown([(name, code) for code, name in LANGUAGES.items()], value="en", **words_of("language", "en"), elem_id="language", scale=1, min_width=150)
+        box["language"] = gr.Dropdown([(name, code) for code, name in LANGUAGES.items()], value="en", **words_of("language", "en"), elem_id="language", scale=2, min_width=150)
         box["dark"] = gr.Button(**words_of("dark", "en"), size="sm", elem_id="dark", scale=0, min_width=80)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300): _left(gr, box)

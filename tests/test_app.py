@@ -567,11 +567,12 @@ def test_from_an_upload_to_the_hub(browser, real_run, tmp_path, monkeypatch, wid
                 reply = tab.said()[1]
                 assert reply and reply != "(no answer)"
                 tab.open("looked")
-                for kind in ("Attention", "Grad-CAM"):
+                for kind in ("Grad-CAM", "Attention"):
                     tab.page.locator("#kind").get_by_text(kind).click()
                     old = tab.page.evaluate("document.querySelector('#map img')?.src || ''")
                     tab.page.click("#show_map"); tab.page.wait_for_function("old => { const i = document.querySelector('#map img'); return i && i.naturalWidth && i.src != old }", arg=old)
                 tab.shows("#sure", "Probability of this answer: 0.")
+                tab.page.screenshot(path=shots/f"app-map-{width}.png")
                 tab.open("compare")
                 tab.page.fill("#compare_question textarea", "Is there a nodule?"); tab.page.click("#compare")
                 tab.page.wait_for_function("() => { const t = document.querySelector('#answers').innerText; return t.includes('B') && !t.includes('…') }"); tab.page.wait_for_timeout(500)
@@ -583,7 +584,6 @@ def test_from_an_upload_to_the_hub(browser, real_run, tmp_path, monkeypatch, wid
                 pdf = PdfReader(io.BytesIO(data))
                 text = " ".join("".join(p.extract_text() for p in pdf.pages).split())
                 assert DISCLAIMER in text and "Is the heart enlarged?" in text and reply.split("\n")[0][:20] in text and [i.image.size for p in pdf.pages for i in p.images]
-                tab.page.screenshot(path=shots/f"app-{width}.png")
                 tab.open("hub")
                 tab.page.fill("#repo textarea", f"ada/chest-{width}")
                 tab.page.click("#dry"); tab.page.wait_for_function("() => document.querySelector('#pushed textarea').value.includes('nothing was sent')")
