@@ -13,7 +13,7 @@ from .engines import load_engines
 from .layout import build_layout, look_css, scan_box
 from .models import read_run
 from .remote import RemoteEngine
-from .server import at_home, check_exposure, check_port, page_class, read_auth, serve
+from .server import at_home, check_exposure, check_port, is_loopback, page_class, read_auth, serve
 from .session import Desk
 from .tabs import Wiring, wire_api, wire_chat, wire_compare, wire_findings, wire_history, wire_hub, wire_looked, wire_report, wire_words
 from .voice import Voice, voice_from_environment
@@ -50,7 +50,7 @@ def make_app(
     keep_images: bool = False, # keep the images of the log, too
     per_minute: int = 30,    # questions of one user
     voice: str = "",         # "same": the first model explains reports, too; else whom MEDCHAT_VOICE_URL names, or nobody
-    hub: bool = True,        # offer to publish the runs
+    hub: bool = False,       # offer to publish the runs, with the token of whoever started the page
     local: bool = True,      # does the page run on the visitor's own machine?
 ): # a gr.Blocks
     "The chat page of runs."
@@ -62,9 +62,9 @@ def make_app(
     writable = home is not None and os.access(home, os.W_OK)
     book = AuditLog(home, home/"audit_images" if keep_images else "") if log and writable else None
     about = f"{Path(read_run(runs[0])['base']).name}, fine-tuned with medchat." if runs else ""
-    named = {Path(r).resolve().name: Path(r).resolve() for r in runs} if hub else None
     desk = Desk(engines, home if writable else None, book, per_minute)
     desk.known = {name: taught(run) for name, run in zip(desk.engines, runs)}
+    named = dict(zip(desk.engines, (Path(run).resolve() for run in runs))) if hub else None
     return build_page(desk, home.name if home else url_model, about, Voice(engines[0]) if voice == "same" else voice_from_environment(), named, home.parent/"hub" if home else "", local)
 
 # %% ../nbs/20_app.ipynb #0015-exportde
@@ -87,10 +87,10 @@ def app(
     "Talk to runs in the browser, on this machine only."
     for run in runs: read_run(run)
     check_port(port, host)
-    who = read_auth(auth)
+    who, here = read_auth(auth), is_loopback(host) and not share
     check_exposure(host, share, who)
     need("gradio", "The chat page")
     with at_home(), ending_well():
         print("Loading the model ...", flush=True)
-        page = make_app(*runs, with_base=with_base, url=url, url_model=url_model, log=log, keep_images=keep_images, per_minute=per_minute, voice=voice, hub=who is None, local=host == "127.0.0.1" and not share)
+        page = make_app(*runs, with_base=with_base, url=url, url_model=url_model, log=log, keep_images=keep_images, per_minute=per_minute, voice=voice, hub=here and who is None, local=here)
         serve(page, port, "medchat is", open_browser, host, auth=who, share=share, mcp_server=mcp)

@@ -12,7 +12,7 @@ from .engines import load_engines
 from .images import load_image
 from .messages import assistant_message, clean_text, user_message
 from .models import read_run
-from .safety import StreamGate, check_question
+from .safety import StreamGate, check_picture, check_question
 
 # %% auto #0
 __all__ = ['Chat', 'chat']
@@ -110,12 +110,12 @@ def chat(
     if not clean_text(question): raise MedchatError("no question", hint=f'Add one: medchat chat {run} --image FILE --question "Is the heart enlarged?"')
     if not max_new_tokens > 0: raise MedchatError("max_new_tokens must be above 0", max_new_tokens)
     read_run(run)
-    pictures = [load_image(image)] if image else []
+    seen = check_picture(load_image(image)) if image else None
     before, behind, said = check_question(question), StreamGate(question), ""
     try:
         if before.blocked: print(before.text, end=""); return
-        for piece in behind.gated(Chat.of_run(run, max_new_tokens=max_new_tokens).ask(before.text, pictures)):
+        for piece in behind.gated(Chat.of_run(run, max_new_tokens=max_new_tokens).ask(before.text, [seen.image] if seen else [])):
             said += piece
             print(piece, end="", flush=True)
         if not said: print("(no answer)", end="")
-    finally: print("", *before.notes, *behind.verdict.notes, DISCLAIMER, sep="\n", flush=True)
+    finally: print("", *before.notes, *(seen.notes if seen else []), *behind.verdict.notes, DISCLAIMER, sep="\n", flush=True)

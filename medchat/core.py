@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #0004-exportfr
 from __future__ import annotations
-import errno, importlib, json, os, random, shutil, signal, sys, threading
+import errno, hashlib, importlib, json, os, random, shutil, signal, sys, threading
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, Iterable, Iterator
 
 # %% auto #0
 __all__ = ['DISCLAIMER', 'KINDS', 'MedchatError', 'need', 'Turn', 'Record', 'check_record', 'replacing', 'ending_well',
-           'read_jsonl', 'write_jsonl', 'read_torn', 'append_jsonl', 'aligned', 'set_seed', 'progress', 'sample_data']
+           'read_jsonl', 'write_jsonl', 'read_torn', 'append_jsonl', 'aligned', 'set_seed', 'progress', 'file_hash',
+           'sample_data']
 
 # %% ../nbs/00_core.ipynb #0007-exportdi
 DISCLAIMER = "Draft. Not for clinical use."
@@ -245,6 +246,16 @@ def progress(
     return tqdm(iterable, total=total, desc=desc, disable=not watched, dynamic_ncols=True, leave=False)
 
 # %% ../nbs/00_core.ipynb #0062-exportde
+def file_hash(
+    path: str | Path, # of any size
+) -> str: # sha256, in hexadecimal
+    "The fingerprint of a file."
+    total = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20): total.update(block)
+    return total.hexdigest()
+
+# %% ../nbs/00_core.ipynb #0064-exportde
 def sample_data() -> Path: # the folder
     "The folder of shipped samples and tiny base models."
     path = Path(os.environ.get("MEDCHAT_SAMPLE_DATA") or Path(__file__).resolve().parent.parent/"sample_data")

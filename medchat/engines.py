@@ -4,13 +4,13 @@
 
 # %% ../nbs/15e_engines.ipynb #0004-exportfr
 from __future__ import annotations
-import hashlib, json, queue, re, threading, time, weakref
+import json, queue, re, threading, time, weakref
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
 from fastcore.basics import patch
-from .core import MedchatError
+from .core import MedchatError, file_hash
 from .messages import assistant_message
 from .models import encode, greedy, load_adapter, load_processor, load_run, read_run, set_training, template_text
 
@@ -86,12 +86,12 @@ def _cut(model, memory: Memory, keep: int):
     memory.ids = memory.ids[:keep]
 
 # %% ../nbs/15e_engines.ipynb #0016-exportde
-def _feed(model, memory: Memory, ids: list[int], rows: int = 1):
-    "Let the model read more tokens (the same in each row); the logits after the last, one row each."
+def _feed(model, memory: Memory, ids: list[int]):
+    "Let the model read more tokens; the logits after the last, 1 x vocabulary."
     import torch
     past, total = len(memory.ids), len(memory.ids) + len(ids)
-    options = {} if memory.tiles is None else dict(cross_attention_mask=memory.tiles.expand(rows, total, -1, -1))
-    tokens = torch.as_tensor(ids, device=model.device).view(1, -1).expand(rows, -1)
+    options = {} if memory.tiles is None else dict(cross_attention_mask=memory.tiles.expand(1, total, -1, -1))
+    tokens = torch.as_tensor(ids, device=model.device).view(1, -1)
     return _next(model, memory, tokens, past, options)
 
 def _next(model, memory, tokens, past, options):
@@ -400,15 +400,18 @@ def run_identity(
     if not with_adapter: return dict(model=base, base=base, base_sha256=config.get("base_sha256", ""), adapter_sha256="")
     file = Path(run)/"adapter"/"adapter_model.safetensors"
     if not file.is_file(): raise MedchatError("the run has no adapter yet", run, "Finish it: its medchat train command again, with --resume")
-    with open(file, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
-    return dict(model=Path(run).resolve().name, base=base, base_sha256=config.get("base_sha256", ""), adapter_sha256=digest)
+    return dict(model=Path(run).resolve().name, base=base, base_sha256=config.get("base_sha256", ""), adapter_sha256=file_hash(file))
 
 # %% ../nbs/15e_engines.ipynb #0046-exportde
 def _add_run(first: LocalEngine, run: str | Path) -> LocalEngine:
     "Another run on the base of an engine that is loaded."
     identity = run_identity(run)
-    name = f"run{len(first.model.peft_config)}"
-    with first.alone(): load_adapter(first.model, Path(run)/"adapter", name)
+    name = f"run{1 + max((int(n[3:]) for n in first.model.peft_config if n[3:].isdigit()), default=0)}"
+    with first.alone():
+        try: load_adapter(first.model, Path(run)/"adapter", name)
+        except MedchatError:
+            if name in first.model.peft_config: first.model.delete_adapter(name)
+            raise
     processor = load_processor(Path(run)/"adapter") or first.processor
     return LocalEngine(first.model, processor, identity["model"], identity, name, first)
 

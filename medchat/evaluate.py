@@ -14,7 +14,7 @@ from .bertscore import add_bert_scores, load_text_model
 from .benchmarks import BENCHMARKS, benchmark_scores, benchmark_table, check_benchmark, find_benchmark, in_benchmark
 from .core import MedchatError, aligned, replacing, write_jsonl
 from .curate import read_dataset
-from .judge import judge_address, judge_key, judge_replies
+from .judge import api_address, api_key, judge_replies
 from .models import load_run, read_run, template_text
 from .probes import probe_impossible, probe_looks, probe_shapes, probe_wording
 from .report import leak_line
@@ -64,7 +64,7 @@ def _check_options(benchmark, split, limit, judge, judge_model, **counts):
         if value is not None and value < 1: raise MedchatError(f"{name} must be at least 1", value)
     if benchmark and limit: raise MedchatError("a benchmark is scored on all of its questions", f"--limit {limit}", "Leave one of the two out")
     if benchmark and split not in ("test", benchmark.split): raise MedchatError("the benchmark has a split of its own", f"--split {split}", f"Leave it out: {benchmark.name} is scored on {benchmark.split}")
-    if judge: judge_address(judge, judge_key()[1]) # refuses a bad one
+    if judge: api_address(judge, api_key()[1]) # refuses a bad one
     if bool(judge) != bool(judge_model): raise MedchatError("a judge needs an address and a model", f"--judge {judge}, --judge-model {judge_model}", "Give both: --judge http://localhost:8000/v1 --judge-model NAME")
 
 def _check_runs(runs) -> list[tuple[Path, dict]]:

@@ -15,7 +15,7 @@ from .core import MedchatError, append_jsonl, need, progress, read_torn
 from .metrics import mean, summarise
 
 # %% auto #0
-__all__ = ['PROMPT', 'KEYS', 'LONGEST', 'READINGS', 'judge_messages', 'read_scores', 'judge_key', 'judge_address', 'Judge',
+__all__ = ['PROMPT', 'KEYS', 'LONGEST', 'READINGS', 'judge_messages', 'read_scores', 'api_key', 'api_address', 'Judge',
            'question_key', 'read_answers', 'summarise_ratings', 'judge_replies']
 
 # %% ../nbs/13c_judge.ipynb #0007-exportpr
@@ -56,24 +56,28 @@ def read_scores(
 # %% ../nbs/13c_judge.ipynb #0013-exportke
 KEYS = ("MEDCHAT_JUDGE_KEY", "OPENAI_API_KEY") # the first that is set; set but empty: no key
 
-def judge_key() -> tuple[str, str]: # its variable, the key; both empty where there is none
-    "The key of the judge, from the environment."
-    name = next((name for name in KEYS if name in os.environ), "")
+def api_key(
+    names: Sequence[str] = KEYS, # of variables; the first that is set counts
+) -> tuple[str, str]: # its variable, the key; both empty where there is none
+    "The key for an address, from the environment."
+    name = next((name for name in names if name in os.environ), "")
     key = os.environ.get(name, "").strip()
     if re.search(r"[^!-~]", key): raise MedchatError(f"{name} is no key", "it has blanks, line ends or letters outside ASCII", f"Set it anew: export {name}=...")
     return (name if key else ""), key
 
-def judge_address(
+def api_address(
     url: str,      # such as http://localhost:8000/v1
     key: str = "", # decides whether plain http will do
+    key_name: str = KEYS[0], # for the hint
+    what: str = "a judge",   # that is there
 ):                 # -> httpx.URL of chat/completions, and the same as text to be shown, without password and query
     "Where to send a question; an address that would give the key away is refused."
-    httpx, bare = need("httpx", "A judge"), re.sub(r"[?#].*", "", re.sub(r"//.*@", "//", url, flags=re.S), flags=re.S)
+    httpx, bare = need("httpx", what.capitalize()), re.sub(r"[?#].*", "", re.sub(r"//.*@", "//", url, flags=re.S), flags=re.S)
     try: at = httpx.URL(url.strip())
     except httpx.InvalidURL: at = None
-    if at is None or at.scheme not in ("http", "https") or not at.host: raise MedchatError("not the address of a judge", bare, "It looks like http://localhost:8000/v1")
-    if at.userinfo: raise MedchatError("a password in the address of a judge", bare, f"Put the key into {KEYS[0]}")
-    if key and at.scheme == "http" and not _is_here(at.host): raise MedchatError("the key would travel unprotected", bare, f"Use https, or send no key: export {KEYS[0]}=")
+    if at is None or at.scheme not in ("http", "https") or not at.host: raise MedchatError(f"not the address of {what}", bare, "It looks like http://localhost:8000/v1")
+    if at.userinfo: raise MedchatError(f"a password in the address of {what}", bare, f"Put the key into {key_name}")
+    if key and at.scheme == "http" and not _is_here(at.host): raise MedchatError("the key would travel unprotected", bare, f"Use https, or send no key: export {key_name}=")
     path = at.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     return at.copy_with(path=path, fragment=None), f"{at.scheme}://{at.netloc.decode()}{path}"
 
@@ -94,8 +98,8 @@ class Judge:
         wait: float = 1,      # seconds before the second try; doubles each time
         longest_wait: float = 60, # seconds; also when the server asks for more
     ):
-        self.key_name, self._key = judge_key()
-        self._at, self.url = judge_address(url, self._key)
+        self.key_name, self._key = api_key()
+        self._at, self.url = api_address(url, self._key)
         self.host, self.model, self.seed, self.max_tokens = self._at.host, model, seed, max_tokens
         self.timeout, self.attempts, self.wait, self.longest_wait = timeout, attempts, wait, longest_wait
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}

@@ -178,9 +178,9 @@ def _report_tab(gr, box: dict, voice):
             box["ask_report"] = gr.Button(**words_of("ask_report", "en"), scale=1, min_width=60, elem_id="ask_report")
 
 # %% ../nbs/19b_layout.ipynb #0021-exportde
-def _compare_tab(gr, box: dict, names: Sequence[str]):
+def _compare_tab(gr, box: dict, names: Sequence[str], here: Sequence[str]):
     "Models side by side, blind."
-    box["models"] = gr.CheckboxGroup(list(names), value=list(names)[:2], **words_of("models", "en"), elem_id="models")
+    box["models"] = gr.CheckboxGroup(list(names), value=list(here)[:2], **words_of("models", "en"), elem_id="models")
     with gr.Row():
         box["compare_question"] = gr.Textbox(**words_of("compare_question", "en"), scale=8, elem_id="compare_question", max_length=2000)
         box["compare"] = gr.Button(**words_of("compare", "en"), variant="primary", scale=1, min_width=100, elem_id="compare")
@@ -216,7 +216,7 @@ def build_layout(
     import gradio as gr
     box, names = {}, list(desk.engines)
     with gr.Row(elem_id="top"):
-        with gr.Column(scale=6, min_width=280): box["head"] = gr.HTML(head_html(title, about, "en", next(iter(desk.engines.values())).host, local, desk.log is not None), padding=False)
+        with gr.Column(scale=6, min_width=280): box["head"] = gr.HTML(head_html(title, about, "en", ", ".join(sorted({e.host for e in desk.engines.values() if e.host})), local, desk.log is not None), padding=False)
         box["model"] = gr.Dropdown(names, value=names[0], **words_of("model", "en"), elem_id="model", scale=3, min_width=170, visible=len(names) > 1)
         box["language"] = gr.Dropdown([(name, code) for code, name in LANGUAGES.items()], value="en", **words_of("language", "en"), elem_id="language", scale=2, min_width=150)
         box["dark"] = gr.Button(**words_of("dark", "en"), size="sm", elem_id="dark", scale=0, min_width=80)
@@ -228,7 +228,7 @@ def build_layout(
                 with gr.Tab("Where it looked", id="looked") as box["tab_looked"]: _looked_tab(gr, box)
                 with gr.Tab("Findings", id="findings") as box["tab_findings"]: _findings_tab(gr, box)
                 with gr.Tab("Report", id="report") as box["tab_report"]: _report_tab(gr, box, voice)
-                with gr.Tab("Compare", id="compare", visible=len(names) > 1) as box["tab_compare"]: _compare_tab(gr, box, names)
+                with gr.Tab("Compare", id="compare", visible=len(names) > 1) as box["tab_compare"]: _compare_tab(gr, box, names, [name for name, e in desk.engines.items() if not e.host])
                 with gr.Tab("History", id="history") as box["tab_history"]:
                     box["search"] = gr.Textbox(**words_of("search", "en"), elem_id="search", max_length=200)
                     box["hits"] = gr.HTML(elem_id="hits")

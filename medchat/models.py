@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from .core import MedchatError, sample_data, set_seed
+from .core import MedchatError, file_hash, sample_data, set_seed
 from .families import FAMILIES, Family, family_of, lora_targets
 from .images import load_image
 
@@ -119,7 +119,7 @@ def base_hash(
     for f in _checkpoint_files(Path(folder)):
         real = f.resolve().name # the Hub cache names a large file by its sha256
         if re.fullmatch("[0-9a-f]{64}", real): total.update(real.encode()); continue
-        with open(f, "rb") as stream: total.update(hashlib.file_digest(stream, "sha256").hexdigest().encode())
+        total.update(file_hash(f).encode())
     return total.hexdigest()
 
 # %% ../nbs/10_models.ipynb #0022-exportde

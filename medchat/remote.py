@@ -10,12 +10,11 @@ from typing import Iterable, Iterator, Sequence
 from fastcore.basics import patch
 from .core import MedchatError, need
 from .engines import trim
-from .judge import Judge, _is_here, _seconds, judge_address
+from .judge import Judge, _is_here, _seconds, api_address, api_key
 
 # %% auto #0
-__all__ = ['KEYS', 'LONGEST', 'LONGEST_LINE', 'to_openai', 'chat_key', 'chat_address', 'sse_events', 'read_chunk',
-           'without_thoughts', 'to_response_format', 'misfit', 'read_form', 'RemoteMemory', 'RemoteEngine',
-           'said_tokens', 'spread']
+__all__ = ['KEYS', 'LONGEST', 'LONGEST_LINE', 'to_openai', 'sse_events', 'read_chunk', 'without_thoughts', 'to_response_format',
+           'misfit', 'read_form', 'RemoteMemory', 'RemoteEngine', 'said_tokens', 'spread']
 
 # %% ../nbs/15f_remote.ipynb #0007-exportde
 def _image_url(image) -> str:
@@ -39,24 +38,6 @@ def to_openai(
 
 # %% ../nbs/15f_remote.ipynb #0010-exportke
 KEYS = ("MEDCHAT_CHAT_KEY", "OPENAI_API_KEY") # the first that is set; set but empty: no key
-
-def chat_key(
-    names: Sequence[str] = KEYS,
-) -> tuple[str, str]: # its variable, the key; both empty where there is none
-    "The key for an address, from the environment."
-    name = next((name for name in names if name in os.environ), "")
-    key = os.environ.get(name, "").strip()
-    if re.search(r"[^!-~]", key): raise MedchatError(f"{name} is no key", "it has blanks, line ends or letters outside ASCII", f"Set it anew: export {name}=...")
-    return (name if key else ""), key
-
-def chat_address(
-    url: str,      # such as http://localhost:8000/v1
-    key: str = "", # decides whether plain http will do
-    key_name: str = KEYS[0], # for the hint
-):                 # -> httpx.URL of chat/completions, and the same as text to be shown
-    "Where to send a question; an address that would give the key away is refused."
-    try: return judge_address(url, key)
-    except MedchatError as e: raise MedchatError(e.problem.replace("a judge", "a model"), e.value, re.sub(r"MEDCHAT_JUDGE_KEY", key_name, e.hint)) from e
 
 # %% ../nbs/15f_remote.ipynb #0013-exportlo
 LONGEST = 20_000_000 # bytes of one reply that are read; with the probabilities of 20 tokens for each word that is some 8,000 words
@@ -204,9 +185,9 @@ class RemoteEngine:
         attempts: int = 3,     # how often a request is tried while the server is busy or failing
         longest_wait: float = 20, # seconds between tries; also when the server asks for more
     ):
-        self.key_name, self._key = chat_key(keys)
+        self.key_name, self._key = api_key(keys)
         self._key_hint = keys[0]
-        self._at, self.url = chat_address(url, self._key, keys[0])
+        self._at, self.url = api_address(url, self._key, keys[0], "a model")
         self.host, self.name, self.seed = self._at.netloc.decode(), model, seed
         self.identity = dict(model=model, host=self.host)
         self.timeout, self.attempts, self.longest_wait, self.lacks = timeout, attempts, longest_wait, set()

@@ -182,7 +182,7 @@ def launch_settings(
     check_exposure(host, share, auth)
     if auth and asked.get("mcp_server"): raise MedchatError("MCP asks for no password, so it cannot be offered beside one", "--mcp", "Leave out one of the two")
     only_here = is_loopback(host) and not share and "google.colab" not in sys.modules
-    borders = Middleware(Borders, hosts=("127.0.0.1", "localhost") if only_here else ())
+    borders = Middleware(Borders, hosts=("127.0.0.1", "localhost", host) if only_here else ())
     fonts = [Mount("/medchat-fonts", StaticFiles(directory=folder))] if (folder := font_folder()) else []
     return dict(server_name=host, share=share, theme=page_theme(), css=font_css() + page_css + css, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, max_file_size=UPLOAD, app_kwargs=dict(middleware=[borders], routes=fonts), max_threads=100) | {k: v for k, v in asked.items() if k not in ("server_name", "share")}

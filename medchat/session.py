@@ -6,7 +6,7 @@
 from __future__ import annotations
 import math, random, threading, time
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -96,7 +96,7 @@ class Session:
         self.name = next(iter(desk.engines))  # of the engine that answers
         self.chat, self.turns, self.past = self._new_chat(), [], deque(maxlen=200) # past: turns of earlier conversations
         self.scan, self.image, self.file, self.picture_notes, self.picture_fired, self.unseen = None, None, None, [], [], False
-        self.busy, self.stopped, self.blind = False, False, []
+        self.busy, self.stopped, self.blind, self.away = False, False, [], False # away: does the visitor sit at another machine?
 
     def __deepcopy__(self, memo): return self # Gradio copies what it keeps for a tab; a model must not be copied
 
@@ -111,13 +111,15 @@ def stop(self: Session):
     "End the answer that is being written, or that waits for its turn; what was said stays."
     self.stopped = True
     self.chat.stop()
+    with self.lock:
+        if self.turns and self.turns[-1].state == "waiting": self.turns.pop(); self.busy = False # nobody has begun to answer it
 
 @patch
 def clear(self: Session):
     "Forget the conversation; the image stays."
     with self.lock:
         self.stop()
-        self.past.extend(t for t in self.turns if t.state in ("done", "stopped"))
+        self.past.extend(replace(t, images=[]) for t in self.turns if t.state in ("done", "stopped"))
         self.chat, self.turns, self.busy, self.blind, self.unseen = self._new_chat(), [], False, [], self.image is not None
 
 @patch
@@ -169,6 +171,7 @@ def _show(self: Session, image, together: bool) -> bool: # was it the same?
 @patch
 def ask(self: Session,
     question: str,
+    instead: int | None = None, # the place of a turn that is taken back, with all that follow it
 ):
     "Put a question at the end of the conversation, for `answer` to answer."
     with self.lock:
@@ -177,6 +180,7 @@ def ask(self: Session,
         if not clean_text(question): raise MedchatError("there is no question yet", hint="Type one, or click a ready one")
         if self.unseen and len(self.chat.images) >= MOST_IMAGES: raise MedchatError("too many images in one conversation", MOST_IMAGES, "Press Clear to begin a new one")
         self.desk.admit(self.user, question)
+        if instead is not None: self.back(instead)
         self.turns.append(Turn(clean_text(question)))
         self.busy, self.stopped = True, False
 
@@ -193,7 +197,9 @@ def answer(self: Session) -> Iterator[Turn]: # the turn as it grows
         self._log(turn)
     except BaseException as e:
         if isinstance(e, GeneratorExit) and turn.reply: turn.state = "stopped"; self._log(turn)
-        else: turns.remove(turn)
+        else:
+            if turn.kept: chat.undo(); self.unseen = self.unseen or (chat is self.chat and bool(turn.images))
+            turns.remove(turn)
         raise
     finally:
         if self.turns is turns: self.busy = False
@@ -238,7 +244,7 @@ def back(self: Session,
         question = self.turns[n].question
         while len(self.turns) > n:
             turn = self.turns.pop()
-            self.past.append(turn)
+            self.past.append(replace(turn, images=[]))
             if turn.kept: self.chat.undo()
         self.unseen = self.image is not None and not any(i is self.image for t in self.turns if t.kept for i in t.images)
         return question
@@ -278,7 +284,7 @@ def seen(self: Session,
     n: int, # the place of a turn, from 0
 ) -> list: # PIL images
     "The images of the conversation up to a turn."
-    return [image for turn in self.turns[:n + 1] for image in turn.images]
+    return [image for turn in self.turns[:n + 1] if turn.kept or turn is self.turns[n] for image in turn.images]
 
 # %% ../nbs/17f_session.ipynb #0031-exportpa
 @patch
@@ -290,12 +296,15 @@ def _ready(self: Session, question: str = ""):
 def findings(self: Session) -> Iterator[FindingCheck]:
     "Present, absent or indeterminate, finding by finding."
     self._ready()
-    image, engine, done = self.image, self.engine, []
-    for check in check_findings(engine, image, known=self.desk.known.get(self.name)):
-        check.reason = check_reply(check.reason).text
-        done.append(check)
-        yield check
-    self._write_down("findings", engine.identity, [image], "(finding check)", "; ".join(f"{c.finding}: {c.status}" for c in done), [])
+    image, engine, done, fired = self.image, self.engine, [], list(self.picture_fired)
+    try:
+        for check in check_findings(engine, image, known=self.desk.known.get(self.name)):
+            gates = [check_reply(check.reason), *([check_reply("yes", check.question)] if check.status == "present" else [])]
+            check.reason = " ".join(filter(None, [gates[0].text, *(f"⚠ {note}" for gate in gates for note in gate.notes)]))
+            done.append(check); fired += [rule for gate in gates for rule in gate.fired]
+            yield check
+    finally:
+        if done: self._write_down("findings", engine.identity, [image], "(finding check)", "; ".join(f"{c.finding}: {c.status}" for c in done), sorted(set(fired)))
 
 @patch
 def draft(self: Session,
@@ -306,6 +315,7 @@ def draft(self: Session,
     image, engine = self.image, self.engine
     draft = draft_report(engine, image, schema)
     gate = check_reply(draft.text)
+    gate.notes, gate.fired = [*self.picture_notes, *gate.notes], [*self.picture_fired, *gate.fired]
     self._write_down("report", engine.identity, [image], f"(report draft: {schema})", gate.text, gate.fired)
     return draft, gate
 
@@ -328,6 +338,7 @@ def maps(self: Session,
 def _put(self: Session, n: int): # the prompt, the images and the model's own reply of a turn
     turns = [t for t in (self.turns if n == -1 else self.turns[:n + 1]) if t.kept]
     if not turns: raise MedchatError("there is no answer yet", hint="Ask something first")
+    if turns[-1].identity != self.engine.identity: raise MedchatError("another model gave this answer", turns[-1].identity.get("model"), "Choose that model again, or ask this one")
     if self.engine.host: raise MedchatError("this model runs elsewhere, so nobody can look into it", self.name)
     messages, before = self.chat.prompt(), 2 * len(turns) - 1 + bool(self.chat.system)
     return messages[:before], [i for t in turns for i in t.images], messages[before]["content"][-1]["text"]
@@ -342,7 +353,41 @@ def agreement(self: Session,
     self.desk.admit(self.user)
     return agreement(self.engine.sample(prompt, images, samples, max_new_tokens=self.desk.max_new_tokens), reply)
 
-# %% ../nbs/17f_session.ipynb #0035-exportpa
+# %% ../nbs/17f_session.ipynb #0036-exportpa
+@patch
+def explain(self: Session,
+    voice,                     # a Voice
+    report: str,               # the draft
+    question: str = "",        # about it; empty: explain it as a whole
+    audience: str = "patient", # or student
+    language: str = "en",
+) -> Iterator[str]: # what was said so far
+    "Let the second voice explain a draft, or answer a question about it."
+    self.desk.admit(self.user, question)
+    front, said = check_question(question), ""
+    if front.blocked: self._write_down("voice", {}, [], "(not kept)", front.text, front.fired); yield front.text; return
+    behind, pieces = StreamGate(front.text), voice.ask(report, front.text) if question else voice.explain(report, audience, language)
+    try:
+        for shown in behind.gated(pieces):
+            said += shown
+            yield said
+        yield "\n\n".join([said or "(no answer)", *(f"⚠ {note}" for note in [*front.notes, *behind.verdict.notes])])
+    finally:
+        if said: self._write_down("voice", voice.engine.identity, [], front.text or f"(explained to a {audience})", said, [*front.fired, *behind.verdict.fired])
+
+# %% ../nbs/17f_session.ipynb #0039-exportpa
+@patch
+def _one_of(self: Session, name: str, gate, image) -> Iterator[str]: # what one model of a comparison has said so far, then with the notes
+    engine, behind, said = self.desk.engines[name], StreamGate(gate.text), ""
+    try:
+        for shown in behind.gated(Chat(engine, self.desk.system, self.desk.max_new_tokens).ask(gate.text, [image])):
+            said += shown
+            yield said
+        yield "\n\n".join([said or "(no answer)", *(f"⚠ {note}" for note in [*gate.notes, *self.picture_notes, *behind.verdict.notes])])
+    finally:
+        if said: self._write_down("compare", engine.identity, [image], gate.text, said, [*gate.fired, *self.picture_fired, *behind.verdict.fired])
+
+# %% ../nbs/17f_session.ipynb #0040-exportpa
 @patch
 def compare(self: Session,
     names: Sequence[str], # of engines of the desk, two or more
@@ -355,13 +400,9 @@ def compare(self: Session,
     self._ready(question)
     gate, image, order = check_question(question), self.image, random.Random(seed).sample(list(names), len(names))
     self.blind, said = [], [""] * len(order)
-    if gate.blocked: yield [gate.text] * len(order); return
+    if gate.blocked: self._write_down("compare", {}, [], "(not kept)", gate.text, gate.fired); yield [gate.text] * len(order); return
     for k, name in enumerate(order):
-        engine, behind = self.desk.engines[name], StreamGate(gate.text)
-        for shown in behind.gated(Chat(engine, self.desk.system, self.desk.max_new_tokens).ask(gate.text, [image])):
-            said[k] += shown
-            yield list(said)
-        self._write_down("compare", engine.identity, [image], gate.text, said[k], [*gate.fired, *behind.verdict.fired])
+        for text in self._one_of(name, gate, image): said[k] = text; yield list(said)
     self.blind = order
 
 @patch
@@ -378,7 +419,7 @@ def vote(self: Session,
     shown, self.blind = self.blind, []
     return shown
 
-# %% ../nbs/17f_session.ipynb #0038-exportpa
+# %% ../nbs/17f_session.ipynb #0043-exportpa
 @patch
 def history(self: Session,
     words: str = "", # that the question or the reply holds, in any case
@@ -391,13 +432,11 @@ def history(self: Session,
 def transcript(self: Session,
     title: str = "Conversation",
     language: str = "en",
-    overlays: dict | None = None, # place of a turn -> [(caption, PIL image)]
-    report: dict | None = None,   # a draft, section by section
 ) -> Transcript:
     "The conversation, for a PDF or a program."
-    turns = []
-    for n, t in enumerate(self.turns):
-        if t.state not in ("done", "stopped"): continue
-        turns += [dict(role="user", text=scrub(t.question)[0], images=t.images, time=t.time),
-                  dict(role="assistant", text=t.reply, notes=t.notes, confidence=t.chance, overlays=(overlays or {}).get(n, []))]
-    return Transcript(title, turns, dict(self.engine.identity), language, report or {})
+    done, turns = [t for t in self.turns if t.state in ("done", "stopped")], []
+    several = len({str(t.identity) for t in done}) > 1
+    for t in done:
+        by = [f"Answered by {t.identity.get('model', '')} {t.identity.get('adapter_sha256', '')[:12]}".strip()] if several else []
+        turns += [dict(role="user", text=scrub(t.question)[0], images=t.images, time=t.time), dict(role="assistant", text=t.reply, notes=[*by, *t.notes], confidence=t.chance, identity=t.identity)]
+    return Transcript(title, turns, dict(done[-1].identity if done else self.engine.identity), language)

@@ -29,9 +29,7 @@ def suggest_hardware(
     return next((name for most, name in _gpus if size <= most), "a100-large")
 
 # %% ../nbs/19a_space.ipynb #0010-exportde
-def app_text(
-    hub: bool = False, # is there a tab to publish the run?
-) -> str:
+def app_text() -> str:
     "app.py of a Space."
     return f'''"A chat page about images, made by `medchat space`. {DISCLAIMER}"
 import os
@@ -42,7 +40,7 @@ os.environ.setdefault("MEDCHAT_SAMPLE_DATA", str(here/"sample_data")) # example 
 
 if __name__ == "__main__":
     from medchat.app import make_app
-    make_app(str(here/"run"), hub={hub}, local=False).launch(server_name="0.0.0.0", server_port=7860)
+    make_app(str(here/"run"), local=False).launch(server_name="0.0.0.0", server_port=7860)
 '''
 
 def requirements_text() -> str:
@@ -58,7 +56,6 @@ def requirements_text() -> str:
 # %% ../nbs/19a_space.ipynb #0013-exportde
 def space_metadata(
     run: str | Path,
-    hub: bool = False, # may visitors log in to the Hub?
 ) -> dict: # huggingface.co/docs/hub/spaces-config-reference
     "What the Hub wants to know about a Space."
     config = read_run(run)
@@ -68,14 +65,13 @@ def space_metadata(
     about = dict(title=f"{Path(run).resolve().name[:60]} (medchat)", emoji="🫁", colorFrom="blue", colorTo="green", sdk="gradio", sdk_version=gradio, python_version=f"{sys.version_info[0]}.{sys.version_info[1]}",
         app_file="app.py", pinned=False, license=card["license"], short_description="Draft answers about images. Not for clinical use.", # 60 letters at most
         suggested_hardware=suggest_hardware(base, config.get("load_in_4bit", True)), tags=["medical", "vision-language", "medchat", "not-for-clinical-use"])
-    return about | ({} if base.startswith("tiny-") else {"models": [base]}) | (dict(hf_oauth=True, hf_oauth_scopes=["manage-repos"]) if hub else {})
+    return about | ({} if base.startswith("tiny-") else {"models": [base]})
 
 def readme_text(
     run: str | Path,
-    hub: bool = False,
 ) -> str:
     "README.md of a Space."
-    about = space_metadata(run, hub)
+    about = space_metadata(run)
     head = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in about.items()) # JSON is YAML; 3.10 stays a text
     return f"---\n{head}\n---\n" + f"""# {about["title"]}
 
@@ -96,14 +92,13 @@ def _example_files() -> dict[str, Path | bytes]: # four phantoms with different 
 
 def space_files(
     run: str | Path,
-    hub: bool = False,
 ) -> dict[str, Path | bytes]: # path in the Space -> file, or content
     "What a Space is made of, and nothing else."
     config, files = read_run(run), files_to_push(run)
     base = str(config["base"])
     if not base.startswith("tiny-") and (Path(base).is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base)): raise MedchatError("the base is not on the Hub", Path(base).name, "A Space can only fetch a base from there")
     settings = {k: v for k, v in json.loads(files["medchat/config.json"]).items() if k not in ("data", "data_sha256", "run", "resume", "start_from")}
-    out = {"app.py": app_text(hub).encode(), "requirements.txt": requirements_text().encode(), "README.md": readme_text(run, hub).encode(), "run/config.json": (json.dumps(settings, indent=2) + "\n").encode()}
+    out = {"app.py": app_text().encode(), "requirements.txt": requirements_text().encode(), "README.md": readme_text(run).encode(), "run/config.json": (json.dumps(settings, indent=2) + "\n").encode()}
     out |= {f"run/adapter/{name}": v for name, v in files.items() if "/" not in name and name != "README.md"}
     try: out |= _example_files()
     except MedchatError: pass # installed without the samples
@@ -114,12 +109,11 @@ def space_files(
 def space(
     run: str | Path,   # a run folder
     out: str | Path,   # the folder to write; must not exist yet
-    hub: bool = False, # let visitors log in to the Hub with their own account
 ) -> Path:
     "Write a folder for Hugging Face Spaces: the chat page of a run. Nothing is sent."
     run, out = Path(run), Path(out)
     if out.exists(): raise MedchatError("the folder is there already", out, "Choose another name, or remove it")
-    files, token = space_files(run, hub), need("huggingface_hub", "A Space").get_token()
+    files, token = space_files(run), need("huggingface_hub", "A Space").get_token()
     content = lambda v: v if isinstance(v, bytes) else v.read_bytes()
     if token and (leaky := [name for name, v in files.items() if token.encode() in content(v)]):
         raise MedchatError("a file of the run holds your token", leaky[0], "Take it out, and make a new token: it is no secret any more")

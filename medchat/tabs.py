@@ -8,11 +8,11 @@ import html, sys, tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from .core import DISCLAIMER, MedchatError
-from .engines import load_engines
+from .engines import load_engines, run_identity
 from .explain import overlay
 from .layout import WORDED, head_html, notice_html, words_of
 from .publish import check_repo_id, files_to_push, pull, push
-from .safety import StreamGate
+from .server import is_loopback
 from .session import Desk, Session
 from .transcript import write_json, write_pdf
 from .words import LANGUAGES, ready_questions, say
@@ -54,7 +54,10 @@ class Wiring:
         self.tab = gr.State(time_to_live=12*3600, delete_callback=lambda tab: tab and tab.clear())
         self.tab.value = lambda: Session(desk) # made when a tab first needs it, and kept for that tab
         self.quick = dict(queue=False, show_progress="hidden", api_visibility="private")
+        self.hosts = ", ".join(sorted({engine.host for engine in desk.engines.values() if engine.host})) # that may get texts and images
         self.slow = dict(concurrency_limit=1, concurrency_id="model", show_progress="minimal", api_visibility="private") # one visitor at a time; the others see their place
+
+    def head(self, tab: Session, language: str) -> str: return head_html(self.title, self.about, language, self.hosts, self.local and not tab.away, self.desk.log is not None)
 
     def parts(self, *names: str) -> list: return [self.box[name] for name in names]
 
@@ -137,12 +140,12 @@ def _back_handlers(wire: Wiring) -> dict:
     def again(tab, n, question, language, request):
         try:
             with tab.lock:
-                old = tab.back(n)
-                known_as(tab, request).ask(question or old)
+                if not question and not 0 <= n < len(tab.turns): raise MedchatError("there is no such question", n)
+                known_as(tab, request).ask(question or tab.turns[n].question, instead=n)
         except Exception as e: return _talk(wire, tab, language, say_error(e, language))
         return _talk(wire, tab, language)
     def retry(tab, language, event: gr.RetryData, request: gr.Request): return again(tab, event.index // 2, "", language, request)
-    def edit(tab, language, event: gr.EditData, request: gr.Request): return again(tab, (event.index if isinstance(event.index, int) else event.index[0]) // 2, str(event.value), language, request)
+    def edit(tab, language, event: gr.EditData, request: gr.Request): return again(tab, (event.index if isinstance(event.index, int) else event.index[0]) // 2, html.unescape(str(event.value)), language, request)
     def undo(tab, language, event: gr.UndoData):
         try: return _talk(wire, tab, language, question=tab.back(event.index // 2))
         except Exception as e: return _talk(wire, tab, language, say_error(e, language))
@@ -168,7 +171,7 @@ def wire_chat(
              box["talk"].retry(do["retry"], [tab, language], out, **wire.quick), box["talk"].edit(do["edit"], [tab, language], out, **wire.quick)]
     for event in asked: event.then(do["answer"], [tab, language], out, **wire.slow)
     box["talk"].undo(do["undo"], [tab, language], out, **wire.quick)
-    box["stop"].click(lambda t: t.stop(), tab, None, **wire.quick)
+    box["stop"].click(lambda t, language: t.stop() or _talk(wire, t, language), [tab, language], out, **wire.quick)
     gr.on([box["clear"].click, box["talk"].clear], do["clear"], [tab, language], out, **wire.quick)
     if wire.desk.folder is not None: _wire_feedback(wire)
     _wire_papers(wire)
@@ -229,16 +232,16 @@ def wire_words(
     "Language and theme, and the choice of the model."
     gr, box, names = wire.gr, wire.box, list(WORDED)
     def words(tab, language):
-        head = head_html(wire.title, wire.about, language, tab.engine.host, wire.local, wire.desk.log is not None)
+        head = wire.head(tab, language)
         samples = gr.Dataset(samples=[[q] for q in ready_questions(language)], **words_of("ready", language))
         return [head, *(samples if name == "ready" else gr.update(**words_of(name, language)) for name in names)]
     def load(tab, request: gr.Request):
-        language = browser_language(request.headers.get("accept-language", ""))
+        language, tab.away = browser_language(request.headers.get("accept-language", "")), bool(request.client) and not is_loopback(request.client.host)
         return [language, *words(tab, language)]
     def use(tab, name, language):
         try: tab.use(name)
-        except Exception as e: return notice_html(say_error(e, language)), head_html(wire.title, wire.about, language, tab.engine.host, wire.local, wire.desk.log is not None), tab.name
-        return "", head_html(wire.title, wire.about, language, tab.engine.host, wire.local, wire.desk.log is not None), tab.name
+        except Exception as e: return notice_html(say_error(e, language)), wire.head(tab, language), tab.name
+        return "", wire.head(tab, language), tab.name
     load.__annotations__["request"] = gr.Request
     shown = [box["head"], *wire.parts(*names)]
     said = [wire.page.load(load, wire.tab, [box["language"], *shown], **wire.quick), box["language"].input(words, [wire.tab, box["language"]], shown, **wire.quick)]
@@ -258,9 +261,10 @@ def wire_looked(
         heat = maps.total if token in (None, -1) else maps.grids[token]
         return overlay(image, heat, strength)
     def show(tab, kind, strength, language):
+        turn = next((t for t in reversed(tab.turns) if t.kept), None)
         try: found = tab.maps(-1, kind)
         except Exception as e: return gr.skip(), gr.skip(), gr.skip(), gr.skip(), notice_html(say_error(e, language))
-        maps, turn = found[0], [t for t in tab.turns if t.kept][-1]
+        maps = found[0]
         tokens = [(say("all_tokens", language), -1), *((f"{i + 1}: {text!r}", i) for i, text in enumerate(maps.tokens))]
         sure = say("answer_probability", language, p=f"{turn.chance:.2f}") if turn.chance is not None else ""
         words = f"<p><b>{html.escape(turn.question)}</b> {html.escape(turn.reply)}</p><p>{html.escape(sure)}</p>"
@@ -326,18 +330,13 @@ def wire_report(
     draft.__annotations__["request"] = gr.Request
     box["draft"].click(draft, wire.parts_with_tab("schema", "language"), [kept, *wire.parts("report", "leaves", "notice")], **wire.slow)
     if wire.voice is None: return
-    def say_it(tab, pieces, question, language):
-        gate, said = StreamGate(question), ""
+    def explain(tab, report, question, audience, language):
         try:
-            wire.desk.admit(tab.user, question)
-            for shown in gate.gated(pieces()):
-                said += shown
-                yield f"{said}\n\n{DISCLAIMER}", ""
+            for said in tab.explain(wire.voice, report or "", question, audience, language): yield f"{said}\n\n{DISCLAIMER}", ""
         except Exception as e: yield gr.skip(), notice_html(say_error(e, language))
-    def explain(tab, report, audience, language): yield from say_it(tab, lambda: wire.voice.explain(report or "", audience, language), "", language)
-    def ask_report(tab, report, question, language): yield from say_it(tab, lambda: wire.voice.ask(report or "", question), question, language)
-    box["explain"].click(explain, [wire.tab, kept, *wire.parts("audience", "language")], wire.parts("explained", "notice"), **wire.slow)
-    gr.on([box["ask_report"].click, box["report_question"].submit], ask_report, [wire.tab, kept, *wire.parts("report_question", "language")], wire.parts("explained", "notice"), **wire.slow)
+    rest, out = wire.parts("audience", "language"), wire.parts("explained", "notice")
+    box["explain"].click(explain, [wire.tab, kept, gr.State(""), *rest], out, **wire.slow)
+    gr.on([box["ask_report"].click, box["report_question"].submit], explain, [wire.tab, kept, box["report_question"], *rest], out, **wire.slow)
 
 # %% ../nbs/19c_tabs.ipynb #0035-exportde
 def answers_html(
@@ -404,8 +403,10 @@ def wire_hub(
     def load(tab, repo, language):
         try:
             place = Path(fetched)/check_repo_id(repo or "").replace("/", "--")
+            if tab.busy: raise MedchatError("the last answer is not finished yet", hint="Wait for it, or press Stop")
             if not place.is_dir(): pull(repo, place)
-            name = wire.desk.add(load_engines([place], beside=list(wire.desk.engines.values()))[0])
+            there = next((name for name, engine in wire.desk.engines.items() if engine.identity == run_identity(place)), None)
+            name = there or wire.desk.add(load_engines([place], beside=list(wire.desk.engines.values()))[0])
             tab.use(name)
         except Exception as e: return gr.skip(), gr.skip(), gr.skip(), notice_html(say_error(e, language))
         names = list(wire.desk.engines)

@@ -88,7 +88,7 @@ _add("""
 thumb_up | Good answer | நல்ல பதில் | अच्छा उत्तर | 回答得好
 thumb_down | Bad answer | தவறான பதில் | ख़राब उत्तर | 回答不好
 correction | What should the answer have been? | பதில் எப்படி இருந்திருக்க வேண்டும்? | उत्तर क्या होना चाहिए था? | 正确的回答应该是什么？
-send_correction | Send correction | திருத்தத்தை அனுப்பு | सुधार भेजें | 提交更正
+send_correction | Send (keeps question, text and image) | அனுப்பு (கேள்வி, உரை, படம் சேமிக்கப்படும்) | भेजें (प्रश्न, पाठ और छवि रखी जाएगी) | 提交（保留问题、文字和图像）
 thanks | Thank you. It is kept for training. | நன்றி. இது பயிற்சிக்காகச் சேமிக்கப்பட்டது. | धन्यवाद। इसे प्रशिक्षण के लिए रख लिया गया है। | 谢谢，已保存用于训练。
 search | Search earlier questions | முந்தைய கேள்விகளில் தேடு | पिछले प्रश्नों में खोजें | 搜索以往的问题
 no_hits | Nothing found. | எதுவும் கிடைக்கவில்லை. | कुछ नहीं मिला। | 没有找到结果。

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from judge_server import JudgeServer, told
 from medchat import judge as module
 from medchat.core import MedchatError
-from medchat.judge import PROMPT, READINGS, Judge, judge_address, judge_key, judge_messages, judge_replies, question_key, read_answers, read_scores, summarise_ratings
+from medchat.judge import PROMPT, READINGS, Judge, api_address, api_key, judge_messages, judge_replies, question_key, read_answers, read_scores, summarise_ratings
 
 root = Path(__file__).resolve().parent.parent
 KEY = "sk-test-0123456789abcdef"
@@ -298,10 +298,10 @@ def test_the_key_is_sent_and_stays_nowhere(mode, cache, monkeypatch, caplog, cap
     if mode == "echo_key": assert "You sent Bearer ***" in everything
 
 def test_which_key(monkeypatch):
-    assert judge_key() == ("", "")
-    monkeypatch.setenv("OPENAI_API_KEY", "b"); assert judge_key() == ("OPENAI_API_KEY", "b")
-    monkeypatch.setenv("MEDCHAT_JUDGE_KEY", "a"); assert judge_key() == ("MEDCHAT_JUDGE_KEY", "a")
-    monkeypatch.setenv("MEDCHAT_JUDGE_KEY", ""); assert judge_key() == ("", "") # none on purpose
+    assert api_key() == ("", "")
+    monkeypatch.setenv("OPENAI_API_KEY", "b"); assert api_key() == ("OPENAI_API_KEY", "b")
+    monkeypatch.setenv("MEDCHAT_JUDGE_KEY", "a"); assert api_key() == ("MEDCHAT_JUDGE_KEY", "a")
+    monkeypatch.setenv("MEDCHAT_JUDGE_KEY", ""); assert api_key() == ("", "") # none on purpose
 
 @pytest.mark.parametrize("key", ["sk-one\nX-Header: two", "two words", "schlüssel"])
 def test_a_key_that_is_none_is_not_shown(key, cache, monkeypatch):
@@ -311,27 +311,27 @@ def test_a_key_that_is_none_is_not_shown(key, cache, monkeypatch):
 
 @pytest.mark.parametrize("url", ["http://judge.example.org/v1", "http://10.0.0.7:8000/v1", "http://localhost.example.org/v1", "HTTP://0.0.0.0/v1", "http://127.0.0.1.example.org/v1"])
 def test_no_key_over_plain_http_to_another_machine(url, cache, monkeypatch):
-    assert judge_address(url) # without a key it may
+    assert api_address(url) # without a key it may
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with pytest.raises(MedchatError, match="the key would travel unprotected") as e: judge_replies(QUESTIONS, REPLIES, url, "j", cache)
     assert KEY not in str(e.value) and not cache.exists()
 
 @pytest.mark.parametrize("url", ["https://judge.example.org/v1", "http://localhost:8000/v1", "http://127.0.0.1/v1", "http://127.1.2.3:80/v1", "http://[::1]:8000/v1"])
-def test_where_a_key_may_go(url): assert judge_address(url, KEY)[1] == url.replace(":80/", "/") + "/chat/completions"
+def test_where_a_key_may_go(url): assert api_address(url, KEY)[1] == url.replace(":80/", "/") + "/chat/completions"
 
 @pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://h/v1", "http:///v1", "file:///etc/passwd", "http://h\n/v1", "judge"])
 def test_no_address(url):
-    with pytest.raises(MedchatError, match="not the address of a judge") as e: judge_address(url)
+    with pytest.raises(MedchatError, match="not the address of a judge") as e: api_address(url)
     assert "\n" not in str(e.value)
 
 @pytest.mark.parametrize("url", ["https://ada:geheim@h/v1?token=geheim", "http://ada:geh@eim@h/v1", "ftp://ada:geheim@h/v1", "https://geheim@h/v1#geheim"])
 def test_passwords_in_an_address_are_refused_and_not_shown(url):
-    with pytest.raises(MedchatError) as e: judge_address(url)
+    with pytest.raises(MedchatError) as e: api_address(url)
     assert "geh" not in str(e.value) and "ada" not in str(e.value)
 
 def test_the_query_goes_along_and_is_not_shown(cache, capsys):
-    assert str(judge_address("https://h/openai/v1/?api-version=7")[0]) == "https://h/openai/v1/chat/completions?api-version=7"
-    assert judge_address("https://h/v1/chat/completions")[1] == judge_address("https://h/v1")[1] == "https://h/v1/chat/completions"
+    assert str(api_address("https://h/openai/v1/?api-version=7")[0]) == "https://h/openai/v1/chat/completions?api-version=7"
+    assert api_address("https://h/v1/chat/completions")[1] == api_address("https://h/v1")[1] == "https://h/v1/chat/completions"
     with JudgeServer() as server: judge_replies(QUESTIONS[:1], REPLIES[:1], server.url + "?token=secret", "j", cache, **QUICK)
     assert len(server.log) == 2 and "secret" not in capsys.readouterr().out + cache.read_text()
 

@@ -9,7 +9,8 @@ from chat_server import ChatServer, last_text
 from medchat import remote as module
 from medchat.core import MedchatError
 from medchat.messages import assistant_message, user_message
-from medchat.remote import (KEYS, RemoteEngine, chat_address, chat_key, misfit, read_chunk, read_form, said_tokens, spread, sse_events, to_openai, to_response_format, without_thoughts)
+from medchat.judge import api_address, api_key
+from medchat.remote import (KEYS, RemoteEngine, misfit, read_chunk, read_form, said_tokens, spread, sse_events, to_openai, to_response_format, without_thoughts)
 
 KEY = "sk-test-0123456789abcdef"
 ASK = [user_message("What is it?")]
@@ -257,13 +258,13 @@ def test_addresses_that_would_give_the_key_away(monkeypatch):
     with pytest.raises(MedchatError) as e: RemoteEngine("https://ada:secret@model.example.org/v1", "m")
     assert "secret" not in str(e.value) and "MEDCHAT_CHAT_KEY" in str(e.value) and "JUDGE" not in str(e.value)
     with pytest.raises(MedchatError, match="not the address of a model"): RemoteEngine("ftp://x/v1", "m")
-    assert chat_address("https://model.example.org/v1?v=2", KEY)[1] == "https://model.example.org/v1/chat/completions"
+    assert api_address("https://model.example.org/v1?v=2", KEY)[1] == "https://model.example.org/v1/chat/completions"
 
 def test_whose_key_it_is(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "other"); assert chat_key() == ("OPENAI_API_KEY", "other")
-    monkeypatch.setenv("MEDCHAT_CHAT_KEY", ""); assert chat_key() == ("", "") # switched off
+    monkeypatch.setenv("OPENAI_API_KEY", "other"); assert api_key(KEYS) == ("OPENAI_API_KEY", "other")
+    monkeypatch.setenv("MEDCHAT_CHAT_KEY", ""); assert api_key(KEYS) == ("", "") # switched off
     monkeypatch.setenv("MEDCHAT_CHAT_KEY", "two words")
-    with pytest.raises(MedchatError) as e: chat_key()
+    with pytest.raises(MedchatError) as e: api_key(KEYS)
     assert "two words" not in str(e.value)
 
 @pytest.mark.parametrize("url, said", [("http://127.0.0.1:8000/v1", "go to another program on this computer (127.0.0.1:8000)"), ("http://[::1]:8000/v1", "on this computer"), ("https://api.example.org/v1", "leave this computer for api.example.org."), ("http://192.0.2.1/v1", "for 192.0.2.1, unencrypted.")])
