@@ -10,7 +10,7 @@ from .audit import AuditLog
 from .checks import taught
 from .core import MedchatError, ending_well, need
 from .engines import load_engines
-from .layout import build_layout, look_css, scan_box
+from .layout import build_layout, example_images, look_css, scan_box
 from .models import read_run
 from .remote import RemoteEngine
 from .server import at_home, check_exposure, check_port, is_loopback, page_class, read_auth, serve
@@ -33,7 +33,7 @@ def build_page(
 ): # a gr.Blocks, see `medchat.server`
     "The chat page."
     gr = need("gradio", "The chat page")
-    with page_class(look_css)(title=f"{title} - medchat", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
+    with page_class(look_css, example_images())(title=f"{title} - medchat", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         wire = Wiring(gr, page, build_layout(desk, title, about, voice, list(runs or {}), local), desk, title, about, voice, local)
         for part in (wire_words, wire_chat, wire_looked, wire_findings, wire_report, wire_compare, wire_history): part(wire)
         if runs: wire_hub(wire, runs, fetched)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ipaddress, os, socket, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 from urllib.parse import unquote
 from .core import DISCLAIMER, MedchatError, need, sample_data
 
@@ -150,6 +150,7 @@ page_css = """
 #draft {position: fixed; top: 0; left: 0; right: 0; z-index: 2000; padding: 5px 12px; text-align: center; font-weight: 600; font-size: 15px;
   line-height: 22px; background: #fde68a; color: #451a03; border-bottom: 1px solid #d97706}
 .html-container:has(#draft), .html-container:has(.medchat-notice) {padding: 0 !important}
+#notice .medchat-notice {position: fixed; top: 40px; left: 50%; transform: translateX(-50%); z-index: 1500; width: max-content; max-width: min(92vw, 720px); box-shadow: 0 4px 16px rgb(0 0 0 / .25); pointer-events: none}
 #head h1 {font-size: 1.3rem; margin: 0; line-height: 1.3; overflow-wrap: anywhere}
 #head p {margin: 0; color: var(--body-text-color-subdued); font-size: .875rem}
 .medchat-notice {padding: 8px 12px; border-radius: 8px; background: #fef2f2; color: #991b1b; border: 1px solid #fecaca}
@@ -173,6 +174,7 @@ UPLOAD = "64mb" # the largest file that may be uploaded
 def launch_settings(
     asked: dict,   # what `launch` was called with
     css: str = "", # of the page
+    files: Sequence[str] = (), # of this machine that the page may show
 ) -> dict: # what Gradio's launch is called with
     "Settings that keep a page at home; a page that would stand open without a password is an error."
     from starlette.middleware import Middleware
@@ -182,10 +184,10 @@ def launch_settings(
     check_exposure(host, share, auth)
     if auth and asked.get("mcp_server"): raise MedchatError("MCP asks for no password, so it cannot be offered beside one", "--mcp", "Leave out one of the two")
     only_here = is_loopback(host) and not share and "google.colab" not in sys.modules
-    borders = Middleware(Borders, hosts=("127.0.0.1", "localhost", host) if only_here else ())
+    borders = Middleware(Borders, hosts=tuple({"127.0.0.1", "localhost", host}) if only_here else ())
     fonts = [Mount("/medchat-fonts", StaticFiles(directory=folder))] if (folder := font_folder()) else []
     return dict(server_name=host, share=share, theme=page_theme(), css=font_css() + page_css + css, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-        mcp_server=False, max_file_size=UPLOAD, app_kwargs=dict(middleware=[borders], routes=fonts), max_threads=100) | {k: v for k, v in asked.items() if k not in ("server_name", "share")}
+        mcp_server=False, max_file_size=UPLOAD, app_kwargs=dict(middleware=[borders], routes=fonts), max_threads=100, allowed_paths=list(files)) | {k: v for k, v in asked.items() if k not in ("server_name", "share")}
 
 def _only_uploads(value, folder: str, own: str):
     "Raise when a value from outside names a file that was not uploaded; Gradio itself looks only where the value says that it is a file."
@@ -200,11 +202,12 @@ def _only_uploads(value, folder: str, own: str):
 # %% ../nbs/17e_server.ipynb #0023-exportde
 def page_class(
     css: str = "", # of the page
+    files: Sequence[str] = (), # of this machine that the page may show
 ): # a class of pages
     "Gradio's Blocks with a `launch` that keeps the page at home."
     gr = need("gradio", "A page")
     class Page(gr.Blocks):
-        def launch(self, **asked): return gr.Blocks.launch(self, **launch_settings(asked, css))
+        def launch(self, **asked): return gr.Blocks.launch(self, **launch_settings(asked, css, files))
         async def process_api(self, block_fn, inputs, **kwargs): # every event and every endpoint comes through here
             try:
                 _only_uploads(inputs, gr.utils.get_upload_folder(), f"{self.local_url}gradio_api/file=")
@@ -247,9 +250,9 @@ def serve(
     "Serve a page until Ctrl-C."
     meaning = check_exposure(host, bool(asked.get("share")), asked.get("auth"))
     address = launch_page(page, port, host, **asked)
-    print(*filter(None, [DISCLAIMER, meaning, f"{words} at {address} (Ctrl-C ends it)"]), sep="\n", flush=True)
-    if open_browser: _open_browser(address)
     try:
+        print(*filter(None, [DISCLAIMER, meaning, f"{words} at {address} (Ctrl-C ends it)"]), sep="\n", flush=True)
+        if open_browser: _open_browser(address)
         while page.is_running: time.sleep(.2)
     except KeyboardInterrupt: print("\nEnded.")
     finally: page.close(verbose=False)

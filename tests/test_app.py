@@ -306,7 +306,8 @@ def test_again_back_and_changed(tab, films):
     tab.page.get_by_role("button", name="Edit", exact=True).first.click()
     tab.page.locator("#talk textarea").fill("One, but better?")
     tab.page.get_by_role("button", name="Submit", exact=True).first.click()
-    tab.page.wait_for_function("() => document.querySelector('#talk .message-content')?.innerText.includes('better')"); tab.done(1)
+    tab.page.wait_for_function("() => document.querySelector('#talk .message-content')?.innerText.includes('better')")
+    tab.page.wait_for_function("() => document.querySelectorAll('#talk .message-content')[1]?.innerText.includes('One, but better? and')"); tab.done(1)
     assert tab.said()[0] == "One, but better?" and "turn 1 about 1 image" in tab.said()[1]
 
 
@@ -326,7 +327,8 @@ def test_gates_are_seen_on_the_page(wide, kept, films):
 # --- languages and looks
 
 @pytest.mark.parametrize("language", ["ta", "hi", "zh"])
-def test_the_page_speaks(wide, films, language):
+def test_the_page_speaks(wide, films, language, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)          # the page may be started anywhere
     wide.speak(language)
     for part, key in (("#stop, #send", "send"), ("#clear", "clear"), ("#pdf", "download_pdf"), ("#correct", "send_correction"), ("#dark", "dark")): assert say(key, language) in wide.page.locator(part).first.inner_text(), key
     tabs = wide.page.locator("#tabs button[role=tab]").all_inner_texts()
@@ -561,7 +563,7 @@ def test_from_an_upload_to_the_hub(browser, real_run, tmp_path, monkeypatch, wid
     shots = Path(os.environ.get("MEDCHAT_SCREENSHOTS") or tmp_path)
     with Hub() as hub:
         hub_client(monkeypatch, hub, tmp_path)
-        for address in serving(make_app(real_run, with_base=True)):
+        for address in serving(make_app(real_run, with_base=True, hub=True)):
             with Tab(browser, address, width, height) as tab:
                 tab.upload(example_images()[0]); tab.send("Is the heart enlarged?"); tab.done(1)
                 reply = tab.said()[1]

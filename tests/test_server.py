@@ -62,7 +62,7 @@ def test_settings(monkeypatch):
     made = launch_settings({}, "b {color: red}")
     hosts = lambda made: made["app_kwargs"]["middleware"][0].kwargs["hosts"]
     assert (made["server_name"], made["share"], made["mcp_server"], made["enable_monitoring"], made["run_history"], made["ssr_mode"]) == ("127.0.0.1", False, False, False, False, False)
-    assert hosts(made) == ("127.0.0.1", "localhost") and made["css"].endswith("b {color: red}")
+    assert sorted(hosts(made)) == ["127.0.0.1", "localhost"] and made["css"].endswith("b {color: red}")
     assert hosts(launch_settings(dict(server_name="0.0.0.0", auth=("ada", "12345678")))) == ()
     assert launch_settings(dict(server_port=5, mcp_server=True))["mcp_server"] is True
     with pytest.raises(MedchatError, match="without a password"): launch_settings(dict(share=True))
