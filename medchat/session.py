@@ -77,6 +77,7 @@ class Turn:
     images: list = field(default_factory=list)  # PIL images that came with the question
     notes: list[str] = field(default_factory=list) # what the gates say to the reader
     fired: list[str] = field(default_factory=list) # names of their rules
+    overlays: list = field(default_factory=list) # (caption, PIL image) of a heat map that was shown
     chance: float | None = None   # the probability of the reply, all tokens together
     identity: dict = field(default_factory=dict) # of the engine
     state: str = "waiting"        # waiting, writing, done or stopped
@@ -96,7 +97,7 @@ class Session:
         self.name = next(iter(desk.engines))  # of the engine that answers
         self.chat, self.turns, self.past = self._new_chat(), [], deque(maxlen=200) # past: turns of earlier conversations
         self.scan, self.image, self.file, self.picture_notes, self.picture_fired, self.unseen = None, None, None, [], [], False
-        self.busy, self.stopped, self.blind, self.away = False, False, [], False # away: does the visitor sit at another machine?
+        self.busy, self.stopped, self.blind, self.report, self.away = False, False, [], {}, False # report: the last draft, section by section.  away: does the visitor sit at another machine?
 
     def __deepcopy__(self, memo): return self # Gradio copies what it keeps for a tab; a model must not be copied
 
@@ -119,8 +120,8 @@ def clear(self: Session):
     "Forget the conversation; the image stays."
     with self.lock:
         self.stop()
-        self.past.extend(replace(t, images=[]) for t in self.turns if t.state in ("done", "stopped"))
-        self.chat, self.turns, self.busy, self.blind, self.unseen = self._new_chat(), [], False, [], self.image is not None
+        self.past.extend(replace(t, images=[], overlays=[]) for t in self.turns if t.state in ("done", "stopped"))
+        self.chat, self.turns, self.busy, self.blind, self.report, self.unseen = self._new_chat(), [], False, [], {}, self.image is not None
 
 @patch
 def _log(self: Session, turn: Turn):
@@ -244,7 +245,7 @@ def back(self: Session,
         question = self.turns[n].question
         while len(self.turns) > n:
             turn = self.turns.pop()
-            self.past.append(replace(turn, images=[]))
+            self.past.append(replace(turn, images=[], overlays=[]))
             if turn.kept: self.chat.undo()
         self.unseen = self.image is not None and not any(i is self.image for t in self.turns if t.kept for i in t.images)
         return question
@@ -315,6 +316,7 @@ def draft(self: Session,
     image, engine = self.image, self.engine
     draft = draft_report(engine, image, schema)
     gate = check_reply(draft.text)
+    self.report = draft.data if gate.text == draft.text else dict(draft=gate.text)
     gate.notes, gate.fired = [*self.picture_notes, *gate.notes], [*self.picture_fired, *gate.fired]
     self._write_down("report", engine.identity, [image], f"(report draft: {schema})", gate.text, gate.fired)
     return draft, gate
@@ -438,5 +440,5 @@ def transcript(self: Session,
     several = len({str(t.identity) for t in done}) > 1
     for t in done:
         by = [f"Answered by {t.identity.get('model', '')} {t.identity.get('adapter_sha256', '')[:12]}".strip()] if several else []
-        turns += [dict(role="user", text=scrub(t.question)[0], images=t.images, time=t.time), dict(role="assistant", text=t.reply, notes=[*by, *t.notes], confidence=t.chance, identity=t.identity)]
-    return Transcript(title, turns, dict(done[-1].identity if done else self.engine.identity), language)
+        turns += [dict(role="user", text=scrub(t.question)[0], images=t.images, time=t.time), dict(role="assistant", text=t.reply, notes=[*by, *t.notes], confidence=t.chance, identity=t.identity, overlays=t.overlays)]
+    return Transcript(title, turns, dict(done[-1].identity if done else self.engine.identity), language, self.report)

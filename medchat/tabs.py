@@ -32,6 +32,7 @@ def say_error(
     "An error in words for the page: no path, no inner workings."
     if not isinstance(error, MedchatError):
         print(f"medchat app: {type(error).__name__}: {error}", file=sys.stderr)
+        if language != "en": return f"{say('failed', language)} ({type(error).__name__})"
         return f"The model could not answer ({type(error).__name__}). Nothing is lost: ask again, or try another image."
     name = f" ({Path(error.value).name})" if isinstance(error.value, (str, Path)) and str(error.value).strip() else ""
     if language != "en" and error.problem in _known: return say(_known[error.problem], language) + name
@@ -268,7 +269,9 @@ def wire_looked(
         tokens = [(say("all_tokens", language), -1), *((f"{i + 1}: {text!r}", i) for i, text in enumerate(maps.tokens))]
         sure = say("answer_probability", language, p=f"{turn.chance:.2f}") if turn.chance is not None else ""
         words = f"<p><b>{html.escape(turn.question)}</b> {html.escape(turn.reply)}</p><p>{html.escape(sure)}</p>"
-        return found, paint(found, strength, -1), gr.update(choices=tokens, value=-1), words, ""
+        picture = paint(found, strength, -1)
+        turn.overlays = [(say(kind, language), picture)] # for the PDF
+        return found, picture, gr.update(choices=tokens, value=-1), words, ""
     def again(found, strength, token): return paint(found, strength, token) if found else gr.skip()
     def agree(tab, language):
         try: found = tab.agreement()

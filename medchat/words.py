@@ -35,7 +35,6 @@ disclaimer | {DISCLAIMER} | வரைவு. மருத்துவப் ப�
 _add("""
 subtitle | It runs on this machine, and your images stay on it. | இது இந்தக் கணினியிலேயே இயங்குகிறது. உங்கள் படங்கள் இதைவிட்டு வெளியே செல்லாது. | यह इसी मशीन पर चलता है, और आपकी छवियाँ इसी पर रहती हैं। | 它在本机运行，您的图像不会离开本机。
 leaves | Texts and images go to {host}. | உரைகளும் படங்களும் {host} தளத்திற்கு அனுப்பப்படும். | पाठ और छवियाँ {host} को भेजी जाती हैं। | 文字和图像将发送至 {host}。
-leaves_text | Texts go to {host}. Images stay here. | உரைகள் மட்டும் {host} தளத்திற்கு அனுப்பப்படும். படங்கள் இங்கேயே இருக்கும். | केवल पाठ {host} को भेजा जाता है। छवियाँ यहीं रहती हैं। | 文字将发送至 {host}，图像留在本机。
 tab_chat | Chat | உரையாடல் | बातचीत | 对话
 tab_looked | Where it looked | எங்கே பார்த்தது | कहाँ देखा | 关注区域
 tab_findings | Findings | கண்டறிதல்கள் | निष्कर्ष | 征象
@@ -44,12 +43,9 @@ tab_compare | Compare | ஒப்பீடு | तुलना | 对比
 tab_history | History | வரலாறு | इतिहास | 历史
 tab_hub | Hub | மாதிரி மையம் | मॉडल हब | 模型中心
 tab_explain | Explain to... | எளிமையாக விளக்கு | सरल भाषा में समझाएँ | 通俗讲解
-tab_about | About | இதைப் பற்றி | परिचय | 关于
 model | Model | மாதிரி | मॉडल | 模型
 adapter | Adapter | தகவமைப்பி | अडैप्टर | 适配器
 language | Language | மொழி | भाषा | 语言
-theme | Theme | தோற்றம் | थीम | 主题
-light | Light | வெளிர் | हल्की | 浅色
 dark | Dark | கருமை | गहरी | 深色
 """)
 
@@ -85,23 +81,15 @@ download_json | Download JSON | JSON ஆகப் பதிவிறக்கு
 
 # %% ../nbs/17b_words.ipynb #0016-exportad
 _add("""
-thumb_up | Good answer | நல்ல பதில் | अच्छा उत्तर | 回答得好
-thumb_down | Bad answer | தவறான பதில் | ख़राब उत्तर | 回答不好
 correction | What should the answer have been? | பதில் எப்படி இருந்திருக்க வேண்டும்? | उत्तर क्या होना चाहिए था? | 正确的回答应该是什么？
 send_correction | Send (keeps question, text and image) | அனுப்பு (கேள்வி, உரை, படம் சேமிக்கப்படும்) | भेजें (प्रश्न, पाठ और छवि रखी जाएगी) | 提交（保留问题、文字和图像）
 thanks | Thank you. It is kept for training. | நன்றி. இது பயிற்சிக்காகச் சேமிக்கப்பட்டது. | धन्यवाद। इसे प्रशिक्षण के लिए रख लिया गया है। | 谢谢，已保存用于训练。
 search | Search earlier questions | முந்தைய கேள்விகளில் தேடு | पिछले प्रश्नों में खोजें | 搜索以往的问题
 no_hits | Nothing found. | எதுவும் கிடைக்கவில்லை. | कुछ नहीं मिला। | 没有找到结果。
-left_model | Model A (left) | மாதிரி A (இடம்) | मॉडल A (बायाँ) | 模型 A（左）
-right_model | Model B (right) | மாதிரி B (வலம்) | मॉडल B (दायाँ) | 模型 B（右）
 ask_both | Ask both | இரண்டையும் கேள் | दोनों से पूछें | 同时提问
-a_better | A is better | A சிறந்தது | A बेहतर है | A 更好
-b_better | B is better | B சிறந்தது | B बेहतर है | B 更好
 equal | Equal | இரண்டும் சமம் | दोनों बराबर | 一样好
-both_bad | Both bad | இரண்டும் மோசம் | दोनों ख़राब | 都不好
 vote | Which is better? | எது சிறந்தது? | कौन-सा बेहतर है? | 哪个更好？
 reveal | Reveal names | பெயர்களைக் காட்டு | नाम दिखाएँ | 显示模型名称
-votes | Votes so far: {n} | இதுவரை வாக்குகள்: {n} | अब तक के वोट: {n} | 目前票数：{n}
 choose_run | Run to publish | வெளியிடும் பயிற்சி | प्रकाशित करने का प्रशिक्षण | 要发布的训练
 repo | Name on the Hub | மையத்தில் பெயர் | हब पर नाम | 中心上的名称
 load | Load | ஏற்று | लोड करें | 加载
@@ -109,7 +97,6 @@ files | Files and sizes | கோப்புகளும் அளவுகள�
 dry_run | Dry run | ஒத்திகை | पूर्वाभ्यास | 试运行
 push | Push (private) | பதிவேற்று (தனிப்பட்டது) | भेजें (निजी) | 推送（私有）
 load_adapter | Load an adapter by its id | அடையாளத்தால் தகவமைப்பியை ஏற்று | आईडी से अडैप्टर लोड करें | 按编号加载适配器
-no_token | No token is found. Run: {command} | அணுகல் சாவி இல்லை. இதை இயக்கவும்: {command} | कोई टोकन नहीं मिला। यह चलाएँ: {command} | 未找到访问令牌。请运行：{command}
 """)
 
 # %% ../nbs/17b_words.ipynb #0019-exportad
@@ -160,30 +147,24 @@ schema | Kind of report | அறிக்கை வகை | रिपोर्�
 draft_report | Draft a report | அறிக்கை வரைவை எழுது | रिपोर्ट का मसौदा बनाएँ | 起草报告
 findings | Findings | கண்டறிதல்கள் | निष्कर्ष | 影像所见
 impression | Impression | முடிவுரை | अभिमत | 诊断印象
-clinical_information | Clinical information | மருத்துவத் தகவல் | नैदानिक जानकारी | 临床信息
 procedure | Procedure | செயல்முறை | प्रक्रिया | 操作过程
-anatomical_findings | Anatomical findings | உறுப்புவாரியான கண்டறிதல்கள் | अंगों के अनुसार निष्कर्ष | 各部位所见
 plan | Plan | திட்டம் | योजना | 后续计划
 audience | Explain to | யாருக்கு விளக்க வேண்டும் | किसे समझाना है | 讲解对象
 patient | a patient | நோயாளிக்கு | मरीज़ को | 患者
 student | a student | மாணவருக்கு | विद्यार्थी को | 学生
 explain | Explain the report | அறிக்கையை விளக்கு | रिपोर्ट समझाएँ | 讲解报告
 ask_report | Ask about the report | அறிக்கையைப் பற்றிக் கேளுங்கள் | रिपोर्ट के बारे में पूछें | 请就报告提问
-voice_off | No second voice is configured. | விளக்கும் மாதிரி அமைக்கப்படவில்லை. | समझाने वाला मॉडल सेट नहीं है। | 未配置讲解模型。
 """)
 
 # %% ../nbs/17b_words.ipynb #0027-exportad
 _add("""
 queue | {n} before you | உங்களுக்கு முன் {n} பேர் | आपसे पहले {n} | 前面还有 {n} 位
-too_many | Too many requests. Wait {s} seconds. | கோரிக்கைகள் மிக அதிகம். {s} வினாடிகள் காத்திருக்கவும். | बहुत अधिक अनुरोध। {s} सेकंड रुकें। | 请求过多，请等待 {s} 秒。
 no_image | There is no image yet. Choose one first. | இன்னும் படம் இல்லை. முதலில் ஒன்றைத் தேர்ந்தெடுக்கவும். | अभी कोई छवि नहीं है। पहले एक चुनें। | 还没有图像，请先选择一张。
 no_question | There is no question yet. Type one. | இன்னும் கேள்வி இல்லை. ஒன்றைத் தட்டச்சு செய்யவும். | अभी कोई प्रश्न नहीं है। एक लिखें। | 还没有问题，请先输入。
 not_image | This file is not an image that can be read. | இந்தக் கோப்பு படிக்கக்கூடிய படம் அல்ல. | यह फ़ाइल पढ़ी जा सकने वाली छवि नहीं है। | 此文件不是可读取的图像。
-too_large | The file is too large. The limit is {mb} MB. | கோப்பு மிகப் பெரியது. வரம்பு {mb} MB. | फ़ाइल बहुत बड़ी है। सीमा {mb} MB है। | 文件过大，上限为 {mb} MB。
 not_finished | The last answer is not finished. Wait, or press Stop. | முந்தைய பதில் இன்னும் முடியவில்லை. காத்திருக்கவும் அல்லது நிறுத்தவும். | पिछला उत्तर अभी पूरा नहीं हुआ है। रुकें, या उसे रोक दें। | 上一个回答尚未完成，请等待或点击停止。
 failed | Something went wrong. Try again. | ஏதோ தவறு நேர்ந்தது. மீண்டும் முயலவும். | कुछ गड़बड़ हुई। फिर से कोशिश करें। | 出错了，请重试。
 emergency | In an emergency, call your local emergency number now. | அவசர நிலையில், உடனே உங்கள் பகுதியின் அவசர எண்ணை அழைக்கவும். | आपात स्थिति में तुरंत अपने स्थानीय आपातकालीन नंबर पर फ़ोन करें। | 如遇紧急情况，请立即拨打当地急救电话。
-blocked | This was not answered. | இதற்குப் பதில் அளிக்கப்படவில்லை. | इसका उत्तर नहीं दिया गया। | 此内容未予回答。
 escalate | Escalate to urgent human review | உடனடியாக மருத்துவரின் பார்வைக்குக் கொண்டு செல்லவும் | तुरंत डॉक्टर को दिखाएँ | 请立即交由医生紧急复核
 """)
 

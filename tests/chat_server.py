@@ -17,7 +17,8 @@ until late 2025 an `error:` line in a stream), Ollama (usage with empty choices 
 from __future__ import annotations
 import json, math, re, threading, time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
+from judge_server import JsonHandler
 
 def tokens_of(text): return re.findall(r"\s*\w+|\s*[^\w\s]|\s+", text)
 
@@ -71,17 +72,7 @@ class ChatServer:
         return dict(content=[{**mine, "top_logprobs": tops}], refusal=None)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def log_message(self, *_): pass
-
-    def send(self, status, text, **headers):
-        data = text.encode()
-        self.send_response(status)
-        for k, v in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items(): self.send_header(k.replace("_", "-"), v)
-        self.end_headers()
-        self.wfile.write(data)
-
+class _Handler(JsonHandler):
     def fail(self, status, message, kind="invalid_request_error", **headers):
         self.send(status, json.dumps(dict(error=dict(message=message, type=kind, param=None, code=status))), **headers)
 

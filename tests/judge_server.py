@@ -48,7 +48,8 @@ class JudgeServer:
         return 1 + round(6*share(row["A"])) + self.bias, 1 + round(6*share(row["B"]))
 
 
-class _Handler(BaseHTTPRequestHandler):
+class JsonHandler(BaseHTTPRequestHandler):
+    "Answers with JSON, and says nothing in the terminal."
     protocol_version = "HTTP/1.1"
     def log_message(self, *_): pass
 
@@ -59,6 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+
+class _Handler(JsonHandler):
     def say(self, content): self.send(200, json.dumps(dict(id="0", object="chat.completion", choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=content))])))
     def fail(self, status, message, **headers): self.send(status, json.dumps(dict(error=dict(message=message, type="x"))), **headers)
 

@@ -1,5 +1,5 @@
 "Caption and report sets: layouts as people get them, damaged files, and the published files where they are."
-import gzip, io, json, random, tracemalloc
+import gzip, io, json, random
 from collections import Counter
 from pathlib import Path
 import pytest
@@ -281,13 +281,13 @@ def test_damage_gives_rejects_or_one_line(tmp_path):
                 for x in good(found): assert x.answer.strip() and all(".." not in Path(i).parts for i in x.images)
             path.write_bytes(whole)
 
-def test_memory_does_not_grow_with_rows(tmp_path):
+def test_memory_does_not_grow_with_rows(tmp_path, peak_bytes):
     def peak(n):
         at = tmp_path/str(n); put(at/"train_captions.csv", "ID,Caption\n" + "".join(f"R_{i:06d},A caption of some length for picture {i}\n" for i in range(n)))
         put(at/"train_concepts.csv", "ID,CUIs\n" + "".join(f"R_{i:06d},C0000001;C0000002\n" for i in range(n)[::-1]))
-        tracemalloc.start(); count = sum(isinstance(x, Record) for x in read_records(at)); size = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
-        assert count == n; return size
-    peak(10); small, large = peak(200), peak(2000)
+        def count(): assert sum(isinstance(x, Record) for x in read_records(at)) == n
+        return peak_bytes(count)
+    small, large = peak(200), peak(2000)
     assert large < 1.3 * small + 200_000
 
 # ---- the published files

@@ -7,8 +7,9 @@ from hypothesis import given, strategies as st
 from PIL import Image, ImageDraw
 from medchat.core import read_jsonl, sample_data
 from medchat.letters import TEXT_SUSPECT, looks_like_text
-from medchat.safety import (LIMIT, RULES, StreamGate, Verdict, as_data, check_picture, check_question, check_reply, count_wrong, draw_example, fires, made_sentences, mask_letters,
-    measure, plain, put_right, show_measured, show_rules, soften, urgent_status, visible)
+from medchat.safety import (LIMIT, RULES, StreamGate, Verdict, as_data, check_picture, check_question, check_reply, count_wrong, draw_example, fires, mask_letters, plain,
+    put_right, show_measured, show_rules, soften, urgent_status, visible)
+from safety_made import made_sentences, measure
 
 NAMES = {r.name: r for r in RULES}
 

@@ -6,6 +6,7 @@ from PIL import Image
 from medchat.audit import AuditLog, read_log
 from medchat.core import DISCLAIMER, MedchatError, sample_data
 from medchat.phi import MASK
+from medchat.safety import check_question
 from medchat.session import MAPS, MOST_IMAGES, Desk, Session
 from scripted import Scripted
 
@@ -373,6 +374,8 @@ def test_a_draft_passes_the_gate(films, tmp_path, schema):
     tab.engine._obeying = lambda form: ADVICE if form.get("type") == "string" else obey(form)
     made, gate = tab.draft(schema)
     assert gate.blocked and "amoxicillin" not in gate.text and "amoxicillin" not in json.dumps(rows(tmp_path))
+    assert tab.transcript().report == dict(draft=gate.text)
+    tab.clear(); assert tab.transcript().report == {}
 
 @pytest.mark.parametrize("job", [lambda t: list(t.findings()), lambda t: t.draft(), lambda t: list(t.compare(["parrot", "parrot (2)"], "x"))])
 def test_other_modes_need_an_image(job):
@@ -468,6 +471,55 @@ def test_a_transcript_holds_what_is_finished_and_names_nobody(films):
     paper = tab.transcript("Title", "ta")
     assert [t["role"] for t in paper.turns] == ["user", "assistant"] and MASK in paper.turns[0]["text"] and "Miller" not in str(paper.turns)
     assert paper.turns[0]["images"] == [tab.image] and any("escalate" in n for n in paper.turns[1]["notes"]) and 0 < paper.turns[1]["confidence"] <= 1 and paper.identity == tab.engine.identity and paper.language == "ta"
+
+def test_what_was_shown_goes_onto_the_paper(films, tmp_path):
+    from pypdf import PdfReader
+    from medchat.transcript import write_pdf
+    tab = visit(films); put(tab, "One?"); tab.draft()
+    tab.turns[0].overlays = [("Attention", Image.new("RGB", (40, 40), "red"))]
+    pdf = PdfReader(write_pdf(tab.transcript(), tmp_path/"x.pdf"))
+    text = " ".join(p.extract_text() for p in pdf.pages)
+    assert "Attention" in text and "seen by the script" in text and len([i for p in pdf.pages for i in p.images]) == 2
+    tab.clear(); assert tab.history()[0].overlays == tab.history()[0].images == []
+
+def test_answers_of_two_models_keep_their_names(films):
+    tab = visit(films, Scripted(name="a"), Scripted(name="b"))
+    put(tab, "One?"); tab.use("b"); put(tab, "Two?")
+    paper = tab.transcript()
+    assert [t["identity"]["model"] for t in paper.turns[1::2]] == ["a", "b"] and ["Answered by a" in t["notes"][0] for t in paper.turns[1::2]] == [True, False]
+    tab.use("a")
+    with pytest.raises(MedchatError, match="another model gave this answer"): tab.maps()
+
+def test_a_refused_retry_takes_nothing_back(films):
+    tab = visit(films, per_minute=2)
+    for q in ("One?", "Two?"): put(tab, q)
+    with pytest.raises(MedchatError, match="too many questions"): tab.ask("Two, again?", instead=0)
+    assert [t.question for t in tab.turns] == ["One?", "Two?"] and len(tab.chat.messages) == 4
+
+def test_a_log_that_fails_leaves_the_conversation_in_step(films, tmp_path):
+    tab = visit(films, log=AuditLog(tmp_path))
+    def full(*a, **k): raise MedchatError("cannot use the audit log")
+    add, tab.desk.log.add = tab.desk.log.add, full
+    with pytest.raises(MedchatError, match="audit log"): put(tab, "One?")
+    assert (tab.turns, tab.chat.messages, tab.unseen, tab.busy) == ([], [], True, False)
+    tab.desk.log.add = add
+    assert put(tab, "Two?").images and len(tab.chat.messages) == 2
+
+def test_the_second_voice_stands_behind_the_gates(films, tmp_path):
+    from medchat.voice import Voice
+    tab, voice = visit(films, log=AuditLog(tmp_path)), Voice(Scripted(ADVICE))
+    said = list(tab.explain(voice, "A small effusion."))[-1]
+    assert "amoxicillin" not in said and rows(tmp_path)[-1]["kind"] == "voice"
+    calls = len(voice.engine.calls)
+    assert list(tab.explain(voice, "A small effusion.", "I want to kill myself"))[-1] == check_question("I want to kill myself").text
+    assert len(voice.engine.calls) == calls and json.loads(rows(tmp_path)[-1]["fired"]) == ["self-harm"]
+
+def test_warnings_stand_in_every_mode(films):
+    tab = visit(films, Scripted("There is a large left pneumothorax.", "a"), Scripted("Nothing.", "b"))
+    said = list(tab.compare(["a", "b"], "What is seen?", seed=1))[-1]
+    assert sum("escalate" in text for text in said) == 1
+    tab.engine.choose = lambda m, i, choices, memory=None: [.99 if c.lower().startswith("yes") else .001 for c in choices]
+    assert any("escalate" in c.reason for c in tab.findings() if c.finding == "Pneumothorax")
 
 
 # --- over the real tiny model
