@@ -5,9 +5,11 @@
 # %% ../nbs/16_chat.ipynb #0004-exportfr
 from __future__ import annotations
 import threading
+from pathlib import Path
 from typing import Iterator
 from fastcore.basics import patch
 from .core import DISCLAIMER, MedchatError
+from .dicom import _opening, read_dicom, to_frames
 from .engines import load_engines
 from .images import load_image
 from .messages import assistant_message, clean_text, user_message
@@ -100,9 +102,15 @@ def undo(self: Chat):
     self.messages, self.images = self.messages[:-2], self.images[:len(self.images) - shown]
 
 # %% ../nbs/16_chat.ipynb #0021-exportde
+def _picture(file: str): # PIL; of a DICOM file its middle frame
+    path = Path(file)
+    if not path.is_file(): return load_image(file) # which says that there is none
+    with open(path, "rb") as f: head = f.read(1024)
+    return next(to_frames(read_dicom(path)))[1] if _opening(head) else load_image(path)
+
 def chat(
     run: str,            # a run folder
-    image: str = "",     # an image file; none asks about no image
+    image: str = "",     # an image or DICOM file; none asks about no image
     question: str = "",  # what to ask
     max_new_tokens: int = 128, # longest reply, in tokens
 ):
@@ -110,7 +118,7 @@ def chat(
     if not clean_text(question): raise MedchatError("no question", hint=f'Add one: medchat chat {run} --image FILE --question "Is the heart enlarged?"')
     if not max_new_tokens > 0: raise MedchatError("max_new_tokens must be above 0", max_new_tokens)
     read_run(run)
-    seen = check_picture(load_image(image)) if image else None
+    seen = check_picture(_picture(image)) if image else None
     before, behind, said = check_question(question), StreamGate(question), ""
     try:
         if before.blocked: print(before.text, end=""); return

@@ -21,7 +21,7 @@ from .train import pick_kinds
 # %% auto #0
 __all__ = ['QUESTIONS', 'WHAT', 'YES', 'NO', 'SURE', 'MASS', 'SENTENCE', 'CANNOT', 'STATUS', 'SITES', 'PROCEDURES', 'SHORT',
            'SCHEMAS', 'SECTIONS', 'ROOM', 'decide', 'FindingCheck', 'check_finding', 'taught', 'check_findings',
-           'show_checks', 'longest', 'section_form', 'Draft', 'draft_report']
+           'show_checks', 'longest', 'section_form', 'Draft', 'draft_report', 'disagreements']
 
 # %% ../nbs/16a_checks.ipynb #0007-exportqu
 QUESTIONS = { # finding -> its question; its name in "Where is the ...?"
@@ -235,3 +235,23 @@ def draft_report(
         if wrong := misfit(data[name], SCHEMAS[schema]["properties"][name], name): raise MedchatError("a section does not fit its form", wrong, "Shorten it, or draft again")
         messages.append(assistant_message(data[name] if isinstance(data[name], str) else json.dumps(data[name], ensure_ascii=False)))
     return Draft(schema, {**data, "disclaimer": DISCLAIMER}, probability)
+
+# %% ../nbs/16a_checks.ipynb #0048-exportde
+def _says_otherwise(check: FindingCheck, said: dict[str, str], whole: bool) -> str: # what a text says against a check; empty where it does not
+    there = said.get(check.finding)
+    if check.n_training == 0 or not whole and (check.status == "present" or check.finding == "No Finding"): return ""
+    if check.finding == "No Finding":
+        abnormal = "present" in [status for name, status in said.items() if name != "No Finding"]
+        return "names a finding" if check.status == "present" and abnormal else "names none" if check.status == "absent" and said and not abnormal else ""
+    if check.status == "present": return dict(present="", absent="calls it absent", uncertain="is not certain").get(there, "does not name it")
+    return "calls it present" if there == "present" else ""
+
+def disagreements(
+    checks: Iterable[FindingCheck],
+    report: str = "", # on the same image; empty: the sentences of the check itself
+) -> list[str]:       # a sentence for each
+    "Where a finding check contradicts a report, or its own sentences, which need not name all that is there."
+    checks = list(checks)
+    said, who = find_findings(report or " ".join(c.reason for c in checks if c.reason_question)), "the report" if report else "its own sentence"
+    sure = lambda c: c.status if c.probability is None else f"{c.status} ({c.probability:.2f})"
+    return [f"{c.finding}: the finding check says {sure(c)}, {who} {otherwise}." for c in checks if (otherwise := _says_otherwise(c, said, bool(report)))]

@@ -62,13 +62,16 @@ _MEANS = {("heart", "enlarged"): {"Cardiomegaly": "present"}, ("heart", "borderl
 # %% ../nbs/05a_findings.ipynb #0013-exportho
 _HOW = r"(?:(?:significant(?:ly)?|interval|substantial(?:ly)?|appreciabl[ey]|definite(?:ly)?|any|further|overall|much|great(?:ly)?|gross(?:ly)?|large(?:ly)?) ){0,2}"
 _SEEN = r"(?:seen|identified|visuali[sz]ed|present|demonstrated|evident|appreciated|noted|detected|observed|apparent|suspected|found|shown|visible|recogni[sz]ed|discerned)"
+_LY = r"(?:(?:be|been|yet|\w+ly) ){0,2}"
+_CAN = r"(?:(?:can|could) )?"
+_BE = r"(?:(?:is|are|was|were|be|been|can|could) )?"
 _CUES = dict(
-    idle=rf"(?:no|not|without) {_HOW}(?:chang\w+|increas\w+|decreas\w+|improv\w+|worsen\w+|progress\w+|differen\w+|alter\w+)|not (?:well|fully|completely|optimally|clearly|entirely) {_SEEN}|no doubt|not only|(?:confirm|ensure|document|until|allow)(?: \w+)? (?:clearing|resolution)(?: of)?|(?:near|nearly|almost|partial|partially|incomplete|incompletely|largely|essentially)(?: complete| completely)? (?:resol\w+|clear\w+)(?: of)?",
-    maybe_before=r"(?:may|might) not be|(?:difficult|hard) to (?:\w+ )?exclude(?= *(?:[,.;]|$))|(?:cannot|can not|could not|can't|not|difficult to|hard to|unable to)(?: entirely| completely| definitively)?(?: be)? (?:excluded|ruled out)|(?:cannot|can not|can't) be (?:\w+ )?(?:excluded|ruled out)|(?:is|are|remains?|be) (?:a )?(?:\w+ly )?(?:possible|possibility|suspected|questioned|questionable|likely|probable|considered|in the differential)|(?:is|are) not (?:\w+ )?excluded",
-    gone=rf"(?:(?:is|are|was|were|be|been) )?(?:not|no longer)(?: \w+ly| definitely)? {_SEEN}|(?:is|are|was|were|has|have|been)(?: \w+ly| now| since| been){{0,2}} (?:absent|gone|resolved|cleared|removed|withdrawn|excluded|ruled out|resorbed|disappeared|unlikely)|none|excluded|ruled out",
-    maybe=r"""(?:cannot|can not|can't|could not|difficult to|unable to|not)(?: \w+ly)? (?:exclude|rule out)|(?:may|might|could|can|possibl[ey]|possibility|probabl[ey]|likely|presumably|presumed|suspected|suspicious (?:for|of)|suspicion|suggest\w*|concern\w*|questionable|question|query|equivocal|perhaps|potential(?:ly)?|worrisome
+    idle=rf"{_BE}(?:not|no longer) {_SEEN} (?:before|previously|earlier|(?:on|in) (?:the |a )?(?:prior|previous|earlier|last|old)\b)|{_CAN}not {_LY}(?:resol\w+|clear(?:ed|ing)|removed|withdrawn|gone|disappear\w*|assessed|evaluated|determined|measured|miss(?:ed)?|overlook(?:ed)?|distinguished|differentiated|separated)|(?:no|not|without) {_HOW}(?:chang\w+|increas\w+|decreas\w+|improv\w+|worsen\w+|progress\w+|differen\w+|alter\w+)|not (?:be |been )?(?:well|fully|completely|optimally|clearly|entirely) {_SEEN}|no doubt|not only|(?:confirm|ensure|document|until|allow)(?: \w+)? (?:clearing|resolution)(?: of)?|(?:near|nearly|almost|partial|partially|incomplete|incompletely|largely|essentially)(?: complete| completely)? (?:resol\w+|clear\w+)(?: of)?",
+    maybe_before=rf"(?:may|might) not be|(?:difficult|hard) to (?:\w+ )?exclude(?= *(?:[,.;]|$))|(?:(?:can|could|is|are|was|were|has|have) )?(?:not|difficult to|hard to|unable to) {_LY}(?:excluded|ruled out)|(?:is|are|remains?|be) (?:a )?(?:\w+ly )?(?:possible|possibility|suspected|questioned|questionable|likely|probable|considered|in the differential)",
+    gone=rf"{_BE}(?:not|no longer) {_LY}{_SEEN}|(?:is|are|was|were|has|have|been)(?: \w+ly| now| since| been){{0,2}} (?:absent|gone|resolved|cleared|removed|withdrawn|excluded|ruled out|resorbed|disappeared)|none|excluded|ruled out",
+    maybe=r"""not (?:(?:clear|known) (?:if|whether)|(?:sure|certain)(?: if| whether| that)?)(?: there (?:is|are|was|were))?|(?:can not|could not|difficult to|unable to|not)(?: \w+ly)? (?:exclude|rule out)|(?:may|might|could|can|possibl[ey]|possibility|probabl[ey]|likely|presumably|presumed|suspected|suspicious (?:for|of)|suspicion|suggest\w*|concern\w*|questionable|question|query|equivocal|perhaps|potential(?:ly)?|worrisome
         |differential|considerations?|versus|vs|rule[- ]?out|r/o|to (?:detect|identify|exclude)|detecting|correlat\w+ (?:\w+ )?for|(?:evaluate|assess|eval|check|evaluation|assessment) for|indeterminate)(?: (?:also|well|be|have|is|to|for|of|represent\w*|reflect\w*|indicat\w*|relat\w+|due|secondary|with)){0,3}""",
-    no=r"no(?! longer\b)|not|non|without|w/o|neither|nor|denies|negative for|free (?:of|from)|clear of|absence of|lack of|(?:resolution|clearing|disappearance|removal|resorption|withdrawal) of|rather than|(?:exclud|rul)(?:es|ing)(?: out)?|unlikely|never|nothing|absent|resolved|removed",
+    no=r"no(?! longer\b)|not (?:very |\w+ly )?(?:likely|probable)|not (?:think|believe|feel|see)(?: that)? there (?:is|are|was|were)|not|non|without|w/o|neither|nor|denies|negative for|free (?:of|from)|clear of|absence of|lack of|(?:resolution|clearing|disappearance|removal|resorption|withdrawal) of|rather than|(?:exclud|rul)(?:es|ing)(?: out)?|unlikely|never|nothing|absent|resolved|removed",
     stop=r"""but|however|although|though|nevertheless|yet|while|whereas|except|aside from|apart from|other than|besides|after|following|since|despite|because|otherwise|status post|s/p|secondary to|due to|in the setting of|still|there (?:is|are|has|was|were)
         |(?<!consistent )(?<!compatible )(?<!associated )with(?! normal limits)""")
 
@@ -82,11 +85,17 @@ _SCAN = re.compile("|".join([
     rf"\b(?:{'|'.join(f'(?P<{name}>{_flat(rule)})' for name, rule in _GROUPS.items())})\b"]))
 _WHAT = {name: name.replace("_and_", "|").replace("_", " ").split("|") for name in _MENTIONS if name != "other"}
 
-def _sentences(text: str) -> list[str]: # lower case, one blank between words
-    text = re.sub(r"\n(?=\s*(?:[-*•\d]|[A-Z][A-Za-z]))", ". ", text)
-    return [s for s in re.split(r"(?:(?<!\bvs)(?<!\bdr)[.!]|(?<=\?))(?:\s+|$)|(?<=[a-z]{3})\.(?=[a-z]{3})", " ".join(text.lower().split())) if s]
+# %% ../nbs/05a_findings.ipynb #0016-exportnt
+_NT = r"(?: ?n['’‘´`]|n)t\b"
+_LONG = [(re.compile(rule), long) for rule, long in ((rf"\bca{_NT}|\bcannot\b", "can not"), (rf"\bwo{_NT}", "will not"),
+    (rf"\b(is|are|was|were|do|does|did|has|have|had|could|would|should|must|might|need){_NT}", r"\1 not"), (r"\bthere['’‘´`]s\b", "there is"))]
 
-# %% ../nbs/05a_findings.ipynb #0017-exportga
+def _sentences(text: str) -> list[str]: # lower case, one blank between words, contractions spelled out
+    text = " ".join(re.sub(r"\n(?=\s*(?:[-*•\d]|[A-Z][A-Za-z]))", ". ", text).lower().split())
+    for rule, long in _LONG: text = rule.sub(long, text)
+    return [s for s in re.split(r"(?:(?<!\bvs)(?<!\bdr)[.!]|(?<=\?))(?:\s+|$)|(?<=[a-z]{3})\.(?=[a-z]{3})", text) if s]
+
+# %% ../nbs/05a_findings.ipynb #0019-exportga
 _GAP = re.compile(r"(?:[\s-]|of|the|size[ds]?|superior|upper|transverse|left|right|lateral|posterior|and|in|both|contours?|a|an|appearing)*")
 
 class _Clause:
@@ -112,7 +121,7 @@ class _Clause:
     def back(self, status: str): # "... is not seen", "... cannot be excluded"
         for item in self.out[self.begin:]: item[1] = status
 
-# %% ../nbs/05a_findings.ipynb #0018-exportde
+# %% ../nbs/05a_findings.ipynb #0020-exportde
 def _step(c: _Clause, name: str, m: re.Match): # one word of the sentence that means something
     if name in _WHAT:
         for finding in _WHAT[name]: c.mention(finding, c.cue, m)
@@ -122,12 +131,14 @@ def _step(c: _Clause, name: str, m: re.Match): # one word of the sentence that m
     elif name == "or_":
         c.alternative = m.start()
         if m[0] in ("versus", "vs", "and/or") and c.cue == "present": c.cue = "uncertain" # "scar versus effusion"
-    elif name == "no" and m[0] in ("removed", "resolved", "absent", "unlikely") and len(c.out) > c.begin: c.back("absent") # "chest tube removed"
+    elif name == "no" and m[0].endswith(("removed", "resolved", "absent", "likely", "probable")) and len(c.out) > c.begin: c.back("absent") # "chest tube removed"
     elif name == "no": c.cue, c.no = "absent", (m.end(), len(c.out))
     elif name == "maybe":
         if c.cue != "absent" or len(c.out) > c.no[1] or "," in m.string[c.no[0]:m.start()]: c.cue = "uncertain" # else "nothing to suggest"
     elif name == "gone": c.back("absent")
-    elif name == "maybe_before": c.back("uncertain")
+    elif name == "maybe_before":
+        if len(c.out) == c.begin: c.cue = "uncertain" # "this is likely pneumonia"
+        c.back("uncertain")
     elif name in _STATES:
         for organ in c.organs: c.put(organ, name, m)
         c.state, c.organs = None if c.organs else (name, m.end(), m), []
@@ -137,6 +148,7 @@ def _step(c: _Clause, name: str, m: re.Match): # one word of the sentence that m
             c.put(name, c.state[0], c.state[2]); c.state = (c.state[0], m.end(), c.state[2])
         else: c.organs, c.state = [*c.organs, name], None
 
+# %% ../nbs/05a_findings.ipynb #0021-exportlr
 @lru_cache(10_000) # sentences repeat from report to report
 def _read(sentence: str) -> tuple[tuple[str, str], ...]: # (finding, status), in order
     c = _Clause()
@@ -144,7 +156,7 @@ def _read(sentence: str) -> tuple[tuple[str, str], ...]: # (finding, status), in
     if sentence.endswith("?"): c.back("uncertain")
     return tuple((finding, status) for finding, status, *_ in c.out)
 
-# %% ../nbs/05a_findings.ipynb #0021-exporthe
+# %% ../nbs/05a_findings.ipynb #0024-exporthe
 _HEALTHY = re.compile(r"\b(?:normal|unremarkable|negative|clear|no (?:\w+ ){0,3}(?:disease|abnormalit\w+|findings?|process\w*|patholog\w+))\b")
 
 def find_findings(

@@ -14,7 +14,8 @@ from .session import Desk, Session
 from .words import LANGUAGES, ready_questions, say
 
 # %% auto #0
-__all__ = ['look_css', 'WORDED', 'example_images', 'scan_box', 'words_of', 'head_html', 'notice_html', 'build_layout']
+__all__ = ['look_css', 'LONGEST_PASTE', 'WORDED', 'example_images', 'scan_box', 'words_of', 'head_html', 'notice_html',
+           'warn_html', 'table_html', 'build_layout']
 
 # %% ../nbs/19b_layout.ipynb #0007-exportde
 def example_images(
@@ -56,7 +57,7 @@ look_css = """
 .medchat-table, .medchat-table tr {border: 0 !important}
 .medchat-table th, .medchat-table td {text-align: left; padding: 4px 8px; border-width: 0 0 1px !important; border-style: solid; border-color: var(--border-color-primary) !important; vertical-align: top}
 .medchat-bar {display: inline-block; height: .7em; background: #0f766e; border-radius: 2px; vertical-align: baseline}
-.medchat-quiet {color: var(--body-text-color-subdued); font-size: .875rem}
+#hits td, #findings td, #answers td {overflow-wrap: anywhere} #hits td:first-child {white-space: nowrap} .medchat-quiet {color: var(--body-text-color-subdued); font-size: .875rem}
 .medchat-warn {padding: 6px 10px; border-radius: 8px; background: #fffbeb; color: #78350f; border: 1px solid #fcd34d; margin-bottom: 6px}
 @media (max-width: 640px) {
   #image {height: 260px !important}
@@ -69,7 +70,9 @@ look_css = """
 }
 """
 
-# %% ../nbs/19b_layout.ipynb #0014-exportwo
+# %% ../nbs/19b_layout.ipynb #0014-exportlo
+LONGEST_PASTE = 100_000 # letters that a box takes; the session says that fewer are allowed, where a browser would cut without a word
+
 WORDED = dict( # part -> property of it -> key of its words
     model=dict(label="model"), language=dict(label="language"), dark=dict(value="dark"), image=dict(label="image", placeholder="drop"), file=dict(label="other_file"), together=dict(label="together"),
     frame=dict(label="slice"), level=dict(label="window_level"), width=dict(label="window_width"), examples=dict(label="examples"),
@@ -107,9 +110,26 @@ def head_html(
 
 def notice_html(
     text: str, # empty: nothing to tell
+    calm: bool = False, # is nothing wrong?
 ) -> str:
     "A message to the visitor that a screen reader speaks at once."
-    return f'<div class="medchat-notice" role="alert">{html.escape(text)}</div>' if text else ""
+    role = "status" if calm else "alert"
+    return f'<div class="medchat-notice" role="{role}">{html.escape(text)}</div>' if text else ""
+
+def warn_html(
+    notes: Sequence[str], # none: nothing
+) -> str:
+    "What the reader should know first."
+    return "".join(f'<div class="medchat-warn" role="note">⚠ {html.escape(n)}</div>' for n in notes)
+
+def table_html(
+    heads: Sequence[str], # keys of the words above its columns
+    rows: Sequence[str],  # HTML
+    language: str = "en",
+) -> str:
+    "A table with a line of headings."
+    top = "".join(f'<th scope="col">{html.escape(say(key, language))}</th>' for key in heads)
+    return f'<table class="medchat-table"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 # %% ../nbs/19b_layout.ipynb #0018-exportde
 def _left(gr, box: dict):
@@ -131,7 +151,7 @@ def _chat_tab(gr, box: dict, feedback: bool):
     box["talk"] = gr.Chatbot(**words_of("talk", "en"), height="min(400px, 50vh, 90vw)", elem_id="talk", render_markdown=False, latex_delimiters=[], buttons=["copy"], editable="user")
     box["ready"] = gr.Dataset(components=[gr.Textbox(render=False)], samples=[[q] for q in ready_questions()], **words_of("ready", "en"), elem_id="ready")
     with gr.Row(elem_id="ask"):
-        box["question"] = gr.Textbox(**words_of("question", "en"), show_label=False, container=False, scale=8, min_width=120, elem_id="question", max_lines=4, max_length=2000)
+        box["question"] = gr.Textbox(**words_of("question", "en"), show_label=False, container=False, scale=8, min_width=120, elem_id="question", max_lines=4, max_length=LONGEST_PASTE)
         box["send"] = gr.Button("Send", variant="primary", scale=1, min_width=60, elem_id="send")
         box["stop"] = gr.Button("Stop", variant="stop", scale=1, min_width=60, elem_id="stop", visible=False)
         box["clear"] = gr.Button("Clear", scale=1, min_width=60, elem_id="clear")
@@ -140,7 +160,7 @@ def _chat_tab(gr, box: dict, feedback: bool):
         box["json"] = gr.Button(**words_of("json", "en"), size="sm", elem_id="json")
         box["paper"] = gr.DownloadButton("File", elem_id="paper", elem_classes="hidden-link")
     with gr.Row(elem_id="corrections", visible=feedback):
-        box["correction"] = gr.Textbox(**words_of("correction", "en"), scale=8, min_width=120, elem_id="correction", max_length=2000)
+        box["correction"] = gr.Textbox(**words_of("correction", "en"), scale=8, min_width=120, elem_id="correction", max_length=LONGEST_PASTE)
         box["correct"] = gr.Button(**words_of("correct", "en"), scale=1, min_width=120, elem_id="correct")
 
 # %% ../nbs/19b_layout.ipynb #0019-exportde
@@ -174,7 +194,7 @@ def _report_tab(gr, box: dict, voice):
             box["explain"] = gr.Button(**words_of("explain", "en"), elem_id="explain")
         box["explained"] = gr.Textbox(**words_of("explained", "en"), lines=4, interactive=False, elem_id="explained")
         with gr.Row():
-            box["report_question"] = gr.Textbox(**words_of("report_question", "en"), scale=8, elem_id="report_question", max_length=2000)
+            box["report_question"] = gr.Textbox(**words_of("report_question", "en"), scale=8, elem_id="report_question", max_length=LONGEST_PASTE)
             box["ask_report"] = gr.Button(**words_of("ask_report", "en"), scale=1, min_width=60, elem_id="ask_report")
 
 # %% ../nbs/19b_layout.ipynb #0021-exportde
@@ -182,7 +202,7 @@ def _compare_tab(gr, box: dict, names: Sequence[str], here: Sequence[str]):
     "Models side by side, blind."
     box["models"] = gr.CheckboxGroup(list(names), value=list(here)[:2], **words_of("models", "en"), elem_id="models")
     with gr.Row():
-        box["compare_question"] = gr.Textbox(**words_of("compare_question", "en"), scale=8, elem_id="compare_question", max_length=2000)
+        box["compare_question"] = gr.Textbox(**words_of("compare_question", "en"), scale=8, elem_id="compare_question", max_length=LONGEST_PASTE)
         box["compare"] = gr.Button(**words_of("compare", "en"), variant="primary", scale=1, min_width=100, elem_id="compare")
     box["answers"] = gr.HTML(elem_id="answers")
     with gr.Row():

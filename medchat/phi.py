@@ -5,8 +5,9 @@
 # %% ../nbs/02a_phi.ipynb #0004-exportfr
 from __future__ import annotations
 import re
+from bisect import bisect_right
 from functools import lru_cache
-from typing import Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 # %% auto #0
 __all__ = ['MASK', 'PHI_KINDS', 'find_phi', 'scrub']
@@ -46,7 +47,8 @@ arrived transferred position orientation information data type room bed floor le
 plaques mass masses nodule nodules effusion effusions pneumothorax pneumonia edema oedema opacity opacities consolidation atelectasis cardiomegaly fracture fractures catheter tube line lines
 tip device lead leads pacemaker sternotomy aorta aortic mediastinum mediastinal hilum hilar pleura pleural rib ribs diaphragm hemidiaphragm spondylosis chief senior junior associate
 assistant pe dvt copd chf cad tb hiv gi gu ivc svc lv rv lvef pna sob doe ptx uti tia cva mi aaa avm sah sdh ich lll lul rll rul rml llq luq rlq ruq bmi bp hr iv po npo gcs
-society score criteria classification system committee association method company foundation showing having being undergoing during following using medical voi roi spgr mprage one two three four five six seven eight nine ten first second third see md phd frcr frcp frcs
+society score criteria classification system committee association method company foundation showing having being undergoing during following using medical voi roi spgr mprage one two three four five six seven eight nine ten first second third see
+support devices enlarged enlargement cardiomediastinum foreign body disease disorder syndrome degenerative change changes hernia hiatal thickening air airspace tissue model vision language md phd frcr frcp frcs
 facr mbbs rn np""".split())
 
 # %% ../nbs/02a_phi.ipynb #0010-exportte
@@ -122,9 +124,15 @@ _DONE = r"""(?:signed|seen|reviewed|read|dictated|reported|approved|verified|val
     (?:\s(?:and|&)\s\w{1,20})?(?:\selectronically)?\s(?:by|off\ by)|(?:discussed|conferred|consulted|spoke|spoken)\s(?:by\s(?:tele)?phone\s)?with
     |(?:communicated|conveyed|relayed|telephoned|phoned|called|faxed|given|addressed)\s(?:by\s(?:tele)?phone\s)?to|signed|(?:paged|notified|informed|alerted)"""
 _KIN = r"(?:wife|husband|spouse|son|daughter|mother|father|brother|sister|partner|guardian|aunt|uncle|niece|nephew|caregiver|carer)"
+_KEY = r"""(?:(?:patient|pt|first|last|family|given|sur)[ _-]?name|patient|pt|surname|given|family(?=["']\s?:\s?["'][^"'\n]{1,40}["'],\s{0,20}["']given)
+    |(?:(?:referring|ordering|attending|requesting|reporting|reading|performing|primary(?:[ _-]?care)?|family)[ _-]?)?(?:physician|doctor|clinician|provider|radiologist|consultant|surgeon|technologist|nurse)s?(?:[ _-]?name)?
+    |(?:signed|read|reported|dictated|reviewed|verified|approved|requested|performed)[ _-]?by)""".replace("\n    ", "") # of JSON
+_VALUE = r"[\"']\s{0,3}:\s{0,3}(?:\[\s{0,20})?[\"']"
 _NAME_CUES = [ # (what stands before the name, may it be "Last, First", are bare initials a name, how many words at least)
     (re.compile(rf"(?<!\w){_TITLE}\s{{0,3}}"), False, False, 1),
-    (re.compile(rf"(?<!\w)(?:{_WHO})[ \t]{{0,3}}[:=][ \t]{{0,4}}\n?[ \t]{{0,4}}", re.I | re.X), True, True, 1),
+    (re.compile(rf"(?<!\w)(?:{_WHO})\*{{0,2}}[ \t]{{0,3}}[:=]\*{{0,2}}[ \t]{{0,4}}\n?[ \t]{{0,4}}[\"'“]?", re.I | re.X), True, True, 1),
+    (re.compile(rf"(?<=[\"'])(?:{_KEY}){_VALUE}", re.I), True, False, 1),
+    (re.compile(rf"(?<=[\"'])(?:full[ _-]?)?(?:name|authors?){_VALUE}", re.I), True, False, 2), # also the name of a program, of a finding
     (re.compile(rf"(?<!\w)(?:{_DONE}):?\s{{1,3}}", re.I | re.X), False, True, 1),
     (re.compile(r"(?<!\w)(?:[Nn]ame(?: is)?|named|[Pp]atient|[Pp]t\.?|[Rr]adiographer|[Rr]adiologist|[Tt]echnologist|[Tt]echnician|[Ss]onographer|[Ss]urgeon|[Pp]hysician(?: assistant)?|[Nn]urse"
                 r"|[Cc]onsultant|[Rr]egistrar|[Rr]esident|[Cc]linician|[Ff]ellow|[Aa]ssistant|[Mm]idwife) (?=[^\W\d_])"), True, False, 2),
@@ -134,6 +142,7 @@ _NAME_CUES = [ # (what stands before the name, may it be "Last, First", are bare
 # %% ../nbs/02a_phi.ipynb #0015-exportde
 _DEGREE = re.compile(r"(?:,\s?|[ \t])(?:M\.?D\b(?!,?\s(?:USA|U\.S|\d{5}))|MBBS|MBChB|BMBS|FRC[RPS]C?\b|FACR|FRANZCR|Ph\.?D\b|ARNP|CRNP|PA-C\b|RT\(R\)|RDMS|DNP|DPM)|,\s?(?:D\.?O\b|MRCP\b|RN\b|NP\b|BSN\b)")
 _BORN = re.compile(r"(?:,?\s{1,2}(?:is|was)\s(?:an?\s)?|,\s?(?:an?\s)?)\d{1,3}[ -]?(?:years?|yrs?|months?|weeks?|days?|y\.?/?o\b)|[ ,;(]{1,3}(?:DOB|D\.O\.B|MRN|born|date of birth)\b", re.I)
+_ITEMS = re.compile(r"[\"'],\s{0,20}[\"']") # ["Jane", "Quincy"]
 _LIST = re.compile(r",?[ \t](?:and|&|or)[ \t]|,[ \t]")
 
 def _names(text: str) -> Iterator[tuple[int, int]]:
@@ -145,8 +154,9 @@ def _names(text: str) -> Iterator[tuple[int, int]]:
             end = _name_end(text, at, comma, initials, least)
             if end == at or _not_a_name(text, m, at, end): continue
             yield at, end
-            for _ in range(6 if re.match("[Dd]rs|DRS|Doctors|Messrs", m[0]) else 0): # Drs. Lee, Roe and Poe
-                if not (gap := _LIST.match(text, end)): break
+            more = _ITEMS if "[" in m[0] else _LIST if re.match("[Dd]rs|DRS|Doctors|Messrs", m[0]) else None
+            for _ in range(6 if more else 0): # Drs. Lee, Roe and Poe
+                if not (gap := more.match(text, end)): break
                 at, end = gap.end(), _name_end(text, gap.end())
                 if end > at: yield at, end
     for cue, least in ((_DEGREE, 1), (_BORN, 2)):
@@ -189,7 +199,7 @@ _DATES = [re.compile(p, re.I) for p in (
 _SHORT = re.compile(rf"""\b(?:(?:on|dated?|since|until|comparisons?|compared\s(?:to|with)|dob|d\.o\.b\.?|(?:exam(?:ination)?|study|films?|ct|mri|x-?rays?|radiographs?|scan|comparison|prior)\s(?:from|of))
     :?\s{{1,2}})(?P<x>{_DAY}[/-]{_DAY}|{_DAY}(?:st|nd|rd|th)(?=[.,;]|$))(?![\w/-]){_NO_UNIT}""", re.I | re.X)
 _LONE = re.compile(rf"\b(?:in|since|last|until|from|(?:early|late|mid)-?|of)\s{{0,2}}(?P<x>(?!mar\b|dec\b|may\b(?!\s{{0,2}}[.,;)])){_MONTH})\b\.?(?=[\s,;.)]|$)(?!\s\d)", re.I)
-_BIRTH_YEAR = re.compile(rf"\b(?:born(?:\sin)?|dob|d\.o\.b\.?|year of birth|birth ?year|yob)[: ]{{1,3}}(?P<x>{_YEAR})\b", re.I)
+_BIRTH_YEAR = re.compile(rf"\b(?:born(?:\sin)?|dob|d\.o\.b\.?|year of birth|birth ?year|yob)[: \"']{{1,5}}(?P<x>{_YEAR})\b", re.I)
 _CLOCK = r"(?:[01]?\d|2[0-4])[:.h][0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?(?:Z|[+-]\d\d:?\d\d)?(?:\s?[ap]\.?m\b\.?)?(?:\s?(?:hrs?|hours|h)\b)?|[0-2]\d[0-5]\d\s?(?:hrs?|hours|h)\b|(?:0?\d|1[0-2])\s?[ap]\.?m\b\.?"
 _TIME_AFTER = re.compile(rf"(?:T|,?\s{{0,2}}(?:at|@|\()?\s{{0,2}})(?P<x>{_CLOCK})", re.I)
 _TIME_BEFORE = re.compile(rf"(?<![\w:.])(?P<x>{_CLOCK})\s{{0,2}}(?:on\s|,\s?|-\s?)?(?:the\s)?$", re.I)
@@ -229,6 +239,7 @@ _RULES = [
     _rule("url", r"(?:https?|ftp)://[^\s<>\"]{1,2000}(?<![.,;)\]])|(?<![\w.@])www\.[^\s<>\"]{1,2000}(?<![.,;)\]])|(?<![\w.@-])[a-z\d][a-z\d-]{0,40}(?:\.[a-z\d-]{1,40}){0,4}\.(?:com|org|net|edu|gov|nhs\.uk|co\.uk)\b(?:/[^\s<>\"]{0,500})?"),
     _rule("ip", r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w]|\.\d)|(?<![\w:])(?:[\da-f]{1,4}:){7}[\da-f]{1,4}(?![\w:])|(?<![\w:])(?:[\da-f]{1,4}:){1,6}(?::[\da-f]{1,4}){1,6}(?![\w:])"),
     _rule("id", rf"(?<!\w)(?:{_ID_MARK})(?:\s?(?:is|was))?[ \t]{{0,3}}[:=\#]?[ \t]{{0,3}}(?P<x>(?=[A-Z/_.-]{{0,12}}\d)[A-Z\d](?:[A-Z\d]|[/_.-](?=[A-Z\d])){{2,40}}(?:[ ]\d{{2,4}}){{0,2}})(?!\w)"),
+    _rule("id", r"(?<=[\"'])(?:MRN|SSN|(?:patient|hospital)[ _-]?(?:id|number|no)|(?:medical[ _-]?)?record[ _-]?(?:number|no)|accession(?:[ _-]?(?:number|no|id))?)[\"']\s{0,3}:\s{0,3}[\"']?(?P<x>(?=[A-Z/_.-]{0,12}\d)[A-Z\d][A-Z\d/_.-]{2,40})(?!\w)"),
     _rule("phone", r"(?<![\w.-])(?:\+\d{1,3}[ .-]?|1[ .-])?(?:\(\d{3}\)\s?|\d{3}[ .-])\d{3}[ .-]\d{4}(?!\d|[.-]\d)(?:,?\s?(?:x|ext\.?|extension)\s?\d{1,6})?"),
     _rule("phone", r"(?<![\w+])\+\d(?:[ ().-]{0,2}\d){6,14}(?!\d)"),
     _rule("phone", r"(?<![\w.-])(?:\(0\d{2,4}\)|0\d{2,4})[ -]\d{3,4}[ -]?\d{3,4}(?!\d|[.-]\d)"),
@@ -241,7 +252,7 @@ _RULES = [
     _rule("address", rf"(?<!\w)(?i:zip(?:\scode)?|post(?:al\s)?code)[ \t]{{0,2}}[:=]?[ \t]{{0,3}}(?P<x>\d{{5}}(?:-\d{{4}})?|{_POSTCODE}|[A-Z]\d[A-Z]\s?\d[A-Z]\d)(?!\w)", re.X),
     _rule("address", rf"(?<!\w)(?i:lives|living|resides|residing|resident)\s(?:in|at|of|near)\s(?P<x>{_TOWN}(?:,\s(?:{_STATE}\b|{_TOWN}))?)", re.X),
     _rule("age", r"(?<![\w.,/-])(?P<x>9\d|1[0-3]\d)(?:[ -]{0,2}(?:years?|yrs?|y)[ -]{1,2}(?:old|of\sage)|[ -]?(?:y\.?[/-]?o\b|yo[mf]?\b)|[ ]?[MF]\b(?=[ ,.]))"),
-    _rule("age", r"\b(?:aged?|age\sof)[ \t]{0,2}:?[ \t]{0,2}(?P<x>9\d|1[0-3]\d)(?!\w|[.,/-]\d|\s?(?:days|weeks|months|hours|mm|cm))"),
+    _rule("age", r"\b(?:aged?|age\sof)[\"']?[ \t]{0,2}:?[ \t]{0,2}[\"']?(?P<x>9\d|1[0-3]\d)(?!\w|[.,/-]\d|\s?(?:days|weeks|months|hours|mm|cm))"),
     _rule("age", r"(?<!\w)(?P<x>ninety(?:-(?:one|two|three|four|five|six|seven|eight|nine))?|(?:a|one)\shundred(?:\sand\s\w{3,5})?)[- ]years?[- ]old|(?<!\w)in\s(?:her|his|their)\s(?P<y>nineties|90['’]?s)")]
 
 # %% ../nbs/02a_phi.ipynb #0026-exportem
@@ -260,22 +271,38 @@ def _known_rule(known: tuple[str, ...]) -> re.Pattern | None: # one pattern for 
     if long: whole.add(rf"(?:(?:{any_part})[\s,.^_-]{{1,3}}){{0,3}}(?:{'|'.join(sorted(long, key=order))})(?:[\s,.^_-]{{1,3}}(?:{any_part})){{0,3}}")
     return re.compile(edge("|".join(sorted(whole, key=order))), re.I) if whole else None
 
-# %% ../nbs/02a_phi.ipynb #0028-exportde
+# %% ../nbs/02a_phi.ipynb #0028-exportes
+_ESCAPE = re.compile(r"\\{1,7}(?:([nrt])|([\"'/])|u([\dA-Fa-f]{4}))") # more than one backslash: JSON in JSON
+
+def _unescape(
+    text: str,
+) -> tuple[str, Callable[[int], int]]: # (the text as it was meant, where a place of it stands in what came)
+    "Read the escapes of JSON."
+    out, at, size, places, shifts = [], 0, 0, [0], [0]
+    for m in _ESCAPE.finditer(text):
+        out += [text[at:m.start()], "\n\r\t"["nrt".index(m[1])] if m[1] else m[2] or chr(int(m[3], 16))]
+        size, at = size + m.start() - at + 1, m.end()
+        places.append(size); shifts.append(at - size)
+    return "".join(out) + text[at:], lambda i: i + shifts[bisect_right(places, i) - 1]
+
+# %% ../nbs/02a_phi.ipynb #0031-exportde
 def find_phi(
     text: str,
     known: Iterable[str] = (), # strings known to identify somebody, such as the patient's name and number
 ) -> list[tuple[int, int, str]]: # (start, end, kind), in order, none overlapping
     "Where the identifiers of a text stand."
-    rule, spans = _known_rule(tuple(str(k) for k in known if k)), []
+    rule, whole = _known_rule(tuple(str(k) for k in known if k)), text
+    text, place = _unescape(whole)
+    spans = list(_dates(text))
     if rule: spans += [(*m.span(), "known") for m in rule.finditer(text)]
-    spans += _dates(text)
     for kind, pattern in _RULES: spans += [(*next(m.span(g) for g in ("x", "y", 0) if g == 0 or g in pattern.groupindex and m[g]), kind) for m in pattern.finditer(text)]
     names = list(_names(text))
     spans += [(*span, "name") for span in [*names, *_again(text, names)]]
-    out = []
+    spans, out = [(place(a), place(b), kind) for a, b, kind in spans], []
+    if rule and whole != text: spans += [(*m.span(), "known") for m in rule.finditer(whole)] # C:\\roe is no line break and "oe"
     for start, end, kind in sorted(spans, key=lambda s: (s[0], -s[1])):
         if out and start < out[-1][1]: out[-1] = (out[-1][0], max(end, out[-1][1]), out[-1][2])
-        elif re.sub(rf"{MASK}|\W", "", text[start:end]): out.append((start, end, kind)) # a mask is no find
+        elif re.sub(rf"{MASK}|\W", "", whole[start:end]): out.append((start, end, kind)) # a mask is no find
     return out
 
 _EPONYMS = frozenset("foley hickman swan ganz hodgkin crohn kerley cobb ghon morgagni bochdalek hampton westermark chilaiditi dobhoff port cath baker paget".split())
@@ -284,7 +311,7 @@ def _again(text: str, names: list[tuple[int, int]]) -> Iterator[tuple[int, int]]
     words = {w for a, b in names for w in re.findall(rf"[{_UP}][{_UP}{_LOW}]{{2,}}", text[a:b]) if w != MASK and w.casefold() not in _EPONYMS and not _stops(w)}
     if words: yield from (m.span() for m in re.finditer(rf"(?<!\w)(?:{'|'.join(sorted(words, key=len, reverse=True))})(?!\w)", text))
 
-# %% ../nbs/02a_phi.ipynb #0029-exportde
+# %% ../nbs/02a_phi.ipynb #0032-exportde
 def scrub(
     text: str,                 # a report, a caption, a header field
     known: Iterable[str] = (), # strings known to identify somebody; masked wherever they stand

@@ -154,6 +154,8 @@ page_css = """
 #head h1 {font-size: 1.3rem; margin: 0; line-height: 1.3; overflow-wrap: anywhere}
 #head p {margin: 0; color: var(--body-text-color-subdued); font-size: .875rem}
 .medchat-notice {padding: 8px 12px; border-radius: 8px; background: #fef2f2; color: #991b1b; border: 1px solid #fecaca}
+.medchat-notice[role=status] {background: #f0fdfa; color: #115e59; border-color: #99f6e4; animation: medchat-gone 0s 6s forwards}
+@keyframes medchat-gone {to {visibility: hidden}}
 """
 
 def page_theme():
@@ -231,7 +233,13 @@ def launch_page(
     check_port(port, host)
     try: page.launch(server_name=host, server_port=port, inline=False, inbrowser=False, prevent_thread_lock=True, quiet=True, **asked)
     except OSError as e: raise MedchatError("the port is in use", port, f"Choose another: --port {port + 1}") from e
-    return page.share_url or f"http://{'127.0.0.1' if is_loopback(host) else host}:{port}"
+    return page.share_url or f"http://{'127.0.0.1' if is_loopback(host) else _reached_by(host)}:{port}"
+
+def _reached_by(host: str) -> str: # the name under which other machines find this one
+    if host not in ("0.0.0.0", "::"): return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try: s.connect(("192.0.2.1", 9)); return s.getsockname()[0] # sends nothing: asks the system which of its addresses would be used
+        except OSError: return socket.gethostname()
 
 # %% ../nbs/17e_server.ipynb #0028-exportde
 def _open_browser(address: str):

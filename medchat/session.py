@@ -13,7 +13,7 @@ from typing import Any, Iterator, Sequence
 from fastcore.basics import patch
 from .audit import AuditLog
 from .chat import Chat
-from .checks import FindingCheck, check_findings, draft_report
+from .checks import FindingCheck, check_findings, disagreements, draft_report
 from .core import MedchatError, append_jsonl
 from .explain import Maps, agreement, attention_maps, grad_cam
 from .feedback import keep_feedback
@@ -84,7 +84,7 @@ class Turn:
     row: int | None = None        # in the log
     kept: bool = False            # does the model's conversation hold it?
     liked: bool | None = None     # a thumb
-    time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
 # %% ../nbs/17f_session.ipynb #0011-exportcl
 class Session:
@@ -97,6 +97,7 @@ class Session:
         self.name = next(iter(desk.engines))  # of the engine that answers
         self.chat, self.turns, self.past = self._new_chat(), [], deque(maxlen=200) # past: turns of earlier conversations
         self.scan, self.image, self.file, self.picture_notes, self.picture_fired, self.unseen = None, None, None, [], [], False
+        self.checked, self.drafted = None, None # the last finding check and draft: image, identity of the model, what it said
         self.busy, self.stopped, self.blind, self.report, self.away = False, False, [], {}, False # report: the last draft, section by section.  away: does the visitor sit at another machine?
 
     def __deepcopy__(self, memo): return self # Gradio copies what it keeps for a tab; a model must not be copied
@@ -242,11 +243,10 @@ def back(self: Session,
     with self.lock:
         if self.busy: raise MedchatError("the last answer is not finished yet", hint="Wait for it, or press Stop")
         if not 0 <= n < len(self.turns): raise MedchatError("there is no such question", n)
-        question = self.turns[n].question
-        while len(self.turns) > n:
-            turn = self.turns.pop()
-            self.past.append(replace(turn, images=[], overlays=[]))
-            if turn.kept: self.chat.undo()
+        question, gone = self.turns[n].question, self.turns[n:]
+        del self.turns[n:]
+        self.past.extend(replace(t, images=[], overlays=[]) for t in gone)
+        for _ in filter(lambda t: t.kept, gone): self.chat.undo()
         self.unseen = self.image is not None and not any(i is self.image for t in self.turns if t.kept for i in t.images)
         return question
 
@@ -305,8 +305,10 @@ def findings(self: Session) -> Iterator[FindingCheck]:
             done.append(check); fired += [rule for gate in gates for rule in gate.fired]
             yield check
     finally:
+        if done: self.checked = image, engine.identity, done
         if done: self._write_down("findings", engine.identity, [image], "(finding check)", "; ".join(f"{c.finding}: {c.status}" for c in done), sorted(set(fired)))
 
+# %% ../nbs/17f_session.ipynb #0032-exportpa
 @patch
 def draft(self: Session,
     schema: str = "radiology", # or endoscopy
@@ -316,12 +318,20 @@ def draft(self: Session,
     image, engine = self.image, self.engine
     draft = draft_report(engine, image, schema)
     gate = check_reply(draft.text)
-    self.report = draft.data if gate.text == draft.text else dict(draft=gate.text)
+    self.report, self.drafted = draft.data if gate.text == draft.text else dict(draft=gate.text), (image, engine.identity, gate.text)
     gate.notes, gate.fired = [*self.picture_notes, *gate.notes], [*self.picture_fired, *gate.fired]
     self._write_down("report", engine.identity, [image], f"(report draft: {schema})", gate.text, gate.fired)
     return draft, gate
 
-# %% ../nbs/17f_session.ipynb #0033-exportma
+@patch
+def contradictions(self: Session) -> list[str]: # a sentence for each
+    "Where the last finding check on this image contradicts itself, or the last draft of the same model."
+    image, who, checks = self.checked or (None, None, [])
+    drawn, author, text = self.drafted or (None, None, "")
+    if image is not self.image: return []
+    return disagreements(checks) + (disagreements(checks, text) if drawn is image and who == author else [])
+
+# %% ../nbs/17f_session.ipynb #0035-exportma
 MAPS = dict(attention=attention_maps, gradient=grad_cam)
 
 @patch
@@ -355,7 +365,7 @@ def agreement(self: Session,
     self.desk.admit(self.user)
     return agreement(self.engine.sample(prompt, images, samples, max_new_tokens=self.desk.max_new_tokens), reply)
 
-# %% ../nbs/17f_session.ipynb #0036-exportpa
+# %% ../nbs/17f_session.ipynb #0038-exportpa
 @patch
 def explain(self: Session,
     voice,                     # a Voice
@@ -377,7 +387,7 @@ def explain(self: Session,
     finally:
         if said: self._write_down("voice", voice.engine.identity, [], front.text or f"(explained to a {audience})", said, [*front.fired, *behind.verdict.fired])
 
-# %% ../nbs/17f_session.ipynb #0039-exportpa
+# %% ../nbs/17f_session.ipynb #0041-exportpa
 @patch
 def _one_of(self: Session, name: str, gate, image) -> Iterator[str]: # what one model of a comparison has said so far, then with the notes
     engine, behind, said = self.desk.engines[name], StreamGate(gate.text), ""
@@ -389,7 +399,7 @@ def _one_of(self: Session, name: str, gate, image) -> Iterator[str]: # what one 
     finally:
         if said: self._write_down("compare", engine.identity, [image], gate.text, said, [*gate.fired, *self.picture_fired, *behind.verdict.fired])
 
-# %% ../nbs/17f_session.ipynb #0040-exportpa
+# %% ../nbs/17f_session.ipynb #0042-exportpa
 @patch
 def compare(self: Session,
     names: Sequence[str], # of engines of the desk, two or more
@@ -421,14 +431,14 @@ def vote(self: Session,
     shown, self.blind = self.blind, []
     return shown
 
-# %% ../nbs/17f_session.ipynb #0043-exportpa
+# %% ../nbs/17f_session.ipynb #0045-exportpa
 @patch
 def history(self: Session,
     words: str = "", # that the question or the reply holds, in any case
 ) -> list[Turn]:
     "All turns of this visit, the newest first."
     turns, words = [*self.past, *(t for t in self.turns if t.state in ("done", "stopped"))], words.casefold().split()
-    return [t for t in reversed(turns) if all(w in f"{t.question} {t.reply}".casefold() for w in words)]
+    return [t for t in reversed(sorted(turns, key=lambda t: t.time)) if all(w in f"{t.question} {t.reply}".casefold() for w in words)]
 
 @patch
 def transcript(self: Session,
@@ -440,5 +450,6 @@ def transcript(self: Session,
     several = len({str(t.identity) for t in done}) > 1
     for t in done:
         by = [f"Answered by {t.identity.get('model', '')} {t.identity.get('adapter_sha256', '')[:12]}".strip()] if several else []
+        if t.state == "stopped": by.append("Stopped before its end.")
         turns += [dict(role="user", text=scrub(t.question)[0], images=t.images, time=t.time), dict(role="assistant", text=t.reply, notes=[*by, *t.notes], confidence=t.chance, identity=t.identity, overlays=t.overlays)]
     return Transcript(title, turns, dict(done[-1].identity if done else self.engine.identity), language, self.report)

@@ -7,10 +7,12 @@ from __future__ import annotations
 import html, sys, tempfile
 from datetime import datetime, timezone
 from pathlib import Path
+from .checks import SURE
 from .core import DISCLAIMER, MedchatError
 from .engines import load_engines, run_identity
 from .explain import overlay
-from .layout import WORDED, head_html, notice_html, words_of
+from .layout import WORDED, head_html, notice_html, table_html, warn_html, words_of
+from .phi import scrub
 from .publish import check_repo_id, files_to_push, pull, push
 from .server import is_loopback
 from .session import Desk, Session
@@ -76,20 +78,22 @@ def known_as(
     return tab
 
 # %% ../nbs/19c_tabs.ipynb #0014-exportch
-_chat = ("image", "talk", "notice", "question", "send", "stop", "dicom", "about_scan", "frame", "level", "width")
+_chat = ("image", "talk", "notice", "question", "send", "stop", "dicom", "about_scan", "frame", "level", "width", "findings", "report", "explained", "map", "sure", "answers")
+_of_no_image = dict(findings="", report="", explained="", map=None, sure="", answers="") # what stood beside another image
 
 def turn_text(
     turn, # of a session
     language: str = "en",
 ) -> str: # the answer as the conversation shows it
     "The reply, with what the gates say about it."
-    return "\n\n".join([turn.reply or "…", *(f"⚠ {note}" for note in turn.notes)])
+    end = [f"({say('stopped', language)})"] if turn.state == "stopped" else []
+    return "\n\n".join([turn.reply or "…", *end, *(f"⚠ {note}" for note in turn.notes)])
 
 def _talk(wire: Wiring, tab: Session, language: str, error: str = "", **more) -> list:
     "Values for the parts of the chat."
     said = [(dict(role="user", content=html.escape(t.question, quote=False)), dict(role="assistant", content=html.escape(turn_text(t, language), quote=False))) for t in tab.turns]
     thumbs = [{True: "Like", False: "Dislike"}.get(t.liked) for t in tab.turns]
-    values = dict(talk=wire.gr.update(value=[m for pair in said for m in pair], feedback_value=thumbs), notice=notice_html(error), send=wire.gr.update(visible=not tab.busy), stop=wire.gr.update(visible=tab.busy))
+    values = dict(talk=wire.gr.update(value=[m for pair in said for m in pair], feedback_value=thumbs, placeholder=say("ask_here" if tab.image is not None else "start_here", language)), notice=notice_html(error), send=wire.gr.update(visible=not tab.busy), stop=wire.gr.update(visible=tab.busy))
     return wire.tell(_chat, **{**values, **more})
 
 def _scan_values(gr, tab: Session, language: str) -> dict:
@@ -108,9 +112,11 @@ def _chat_handlers(wire: Wiring) -> dict:
     "What happens when someone uploads, asks, waits, takes back or clears."
     gr = wire.gr
     def look(tab, file, together, language):
+        before = bool(tab.turns)
         try: new = tab.look(file, together)
         except Exception as e: return _talk(wire, tab, language, say_error(e, language), image=tab.image)
-        return _talk(wire, tab, language, image=tab.image, **_scan_values(gr, tab, language)) if new else _talk(wire, tab, language)
+        told = notice_html(say("new_image", language) if before and not tab.turns else "", calm=True)
+        return _talk(wire, tab, language, **(dict(image=tab.image, notice=told, **_scan_values(gr, tab, language), **_of_no_image) if new else {}))
     def turn(tab, frame, level, width, language):
         try: tab.view(int(frame), *((level, width) if tab.scan is not None and tab.scan.window else (None, None)))
         except Exception as e: return _talk(wire, tab, language, say_error(e, language))
@@ -130,9 +136,8 @@ def _chat_handlers(wire: Wiring) -> dict:
             for _ in tab.answer(): yield _talk(wire, tab, language)
         except Exception as e: yield _talk(wire, tab, language, say_error(e, language), question=question)
         else: yield _talk(wire, tab, language)
-    def clear(tab, language): return tab.clear() or _talk(wire, tab, language)
     put.__annotations__["request"] = gr.Request # Gradio reads it, and this module keeps its annotations as text
-    return dict(look=look, turn=turn, ask=put, answer=answer, clear=clear)
+    return dict(look=look, turn=turn, ask=put, answer=answer, clear=lambda tab, language: tab.clear() or _talk(wire, tab, language))
 
 # %% ../nbs/19c_tabs.ipynb #0017-exportde
 def _back_handlers(wire: Wiring) -> dict:
@@ -227,6 +232,9 @@ _for_screen_readers = """language => setTimeout(() => {
     document.querySelectorAll('#examples button').forEach((b, n) => { b.ariaLabel = `${document.querySelector('#examples .label').innerText.trim()} ${n + 1}` })
 }, 100)"""
 
+# %% ../nbs/19c_tabs.ipynb #0025-exporten
+_enter_leaves_a_number = "() => { document.addEventListener('keydown', e => { if (e.key === 'Enter' && e.target.type === 'number') e.target.blur() }) }" # Gradio takes a typed number when its box is left
+
 def wire_words(
     wire: Wiring,
 ):
@@ -246,11 +254,12 @@ def wire_words(
     load.__annotations__["request"] = gr.Request
     shown = [box["head"], *wire.parts(*names)]
     said = [wire.page.load(load, wire.tab, [box["language"], *shown], **wire.quick), box["language"].input(words, [wire.tab, box["language"]], shown, **wire.quick)]
+    wire.page.load(None, None, None, js=_enter_leaves_a_number, **wire.quick)
     for event in said: event.then(None, box["language"], None, js=_for_screen_readers, **wire.quick)
     box["model"].input(use, [wire.tab, box["model"], box["language"]], [box["notice"], box["head"], box["model"]], **wire.quick)
     box["dark"].click(None, None, None, js="() => { document.body.classList.toggle('dark') }", **wire.quick)
 
-# %% ../nbs/19c_tabs.ipynb #0027-exportde
+# %% ../nbs/19c_tabs.ipynb #0028-exportde
 def wire_looked(
     wire: Wiring,
 ):
@@ -272,20 +281,21 @@ def wire_looked(
         picture = paint(found, strength, -1)
         turn.overlays = [(say(kind, language), picture)] # for the PDF
         return found, picture, gr.update(choices=tokens, value=-1), words, ""
-    def again(found, strength, token): return paint(found, strength, token) if found else gr.skip()
+    def again(tab, found, strength, token): return paint(found, strength, token) if found and any(found[1] is image for t in tab.turns for image in t.images) else gr.skip()
     def agree(tab, language):
         try: found = tab.agreement()
         except Exception as e: return gr.skip(), notice_html(say_error(e, language))
         share = f"{found['value']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
         return f"<p>{html.escape(say('agreement', language, n=found['n'], p=share))}</p>", ""
     box["show_map"].click(show, [wire.tab, *wire.parts("kind", "strength", "language")], [kept, *wire.parts("map", "token", "sure", "notice")], **wire.slow)
-    for event in (box["strength"].release, box["token"].input): event(again, [kept, *wire.parts("strength", "token")], box["map"], **wire.quick)
+    for event in (box["strength"].release, box["token"].input): event(again, [wire.tab, kept, *wire.parts("strength", "token")], box["map"], **wire.quick)
     box["agree"].click(agree, wire.parts_with_tab("language"), wire.parts("sure", "notice"), **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0030-exportde
+# %% ../nbs/19c_tabs.ipynb #0031-exportde
 def findings_html(
     checks: list, # FindingCheck
     language: str = "en",
+    notes: list[str] = (), # where a report says otherwise
 ) -> str: # a table
     "The findings that were checked so far."
     cell = lambda text: f"<td>{html.escape(str(text))}</td>"
@@ -293,8 +303,8 @@ def findings_html(
     for c in checks:
         bar = "" if c.probability is None else f'<span class="medchat-bar" style="width:{60 * c.probability:.0f}px"></span> {c.probability:.2f}'
         rows.append(f"<tr>{cell(say(c.finding, language))}{cell(say(c.status, language))}<td>{bar}</td>{cell(say('untaught', language) if c.n_training == 0 else c.reason)}</tr>")
-    heads = "".join(f'<th scope="col">{html.escape(say(key, language))}</th>' for key in ("finding", "status", "probability", "reason"))
-    return f'<table class="medchat-table"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table><p class="medchat-quiet">{html.escape(DISCLAIMER)}</p>'
+    rule = say("decided", language, high=f"{SURE:.2f}", low=f"{1 - SURE:.2f}") if any(c.probability is not None for c in checks) else ""
+    return warn_html(notes) + table_html(("finding", "status", "probability", "reason"), rows, language) + f'<p class="medchat-quiet">{html.escape(rule)} {html.escape(DISCLAIMER)}</p>'
 
 def wire_findings(
     wire: Wiring,
@@ -307,18 +317,18 @@ def wire_findings(
             for one in known_as(tab, request).findings():
                 done.append(one)
                 yield findings_html(done, language), ""
+            yield findings_html(done, language, tab.contradictions()), ""
         except Exception as e: yield gr.skip(), notice_html(say_error(e, language))
     check.__annotations__["request"] = gr.Request
     box["check"].click(check, wire.parts_with_tab("language"), wire.parts("findings", "notice"), **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0032-exportde
+# %% ../nbs/19c_tabs.ipynb #0033-exportde
 def report_html(
     text: str,       # of a draft, as the gate lets it through
     notes: list[str], # of the gate
 ) -> str:
     "A draft of a report."
-    warn = "".join(f'<div class="medchat-warn" role="note">⚠ {html.escape(n)}</div>' for n in notes)
-    return f'{warn}<div style="white-space: pre-wrap">{html.escape(text)}</div>'
+    return f'{warn_html(notes)}<div style="white-space: pre-wrap">{html.escape(text)}</div>'
 
 def wire_report(
     wire: Wiring,
@@ -329,7 +339,7 @@ def wire_report(
         try: made, gate = known_as(tab, request).draft(schema)
         except Exception as e: return gr.skip(), gr.skip(), gr.skip(), notice_html(say_error(e, language))
         leaves = wire.voice.leaves(gate.text) if wire.voice else ""
-        return gate.text, report_html(gate.text, gate.notes), f'<p class="medchat-quiet">{html.escape(leaves)}</p>', ""
+        return gate.text, report_html(gate.text, [*gate.notes, *tab.contradictions()]), f'<p class="medchat-quiet">{html.escape(leaves)}</p>', ""
     draft.__annotations__["request"] = gr.Request
     box["draft"].click(draft, wire.parts_with_tab("schema", "language"), [kept, *wire.parts("report", "leaves", "notice")], **wire.slow)
     if wire.voice is None: return
@@ -341,7 +351,7 @@ def wire_report(
     box["explain"].click(explain, [wire.tab, kept, gr.State(""), *rest], out, **wire.slow)
     gr.on([box["ask_report"].click, box["report_question"].submit], explain, [wire.tab, kept, box["report_question"], *rest], out, **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0035-exportde
+# %% ../nbs/19c_tabs.ipynb #0036-exportde
 def answers_html(
     answers: list[str],
     names: list[str] = (), # of the models, once they may be seen
@@ -370,22 +380,24 @@ def wire_compare(
     gr.on([box["compare"].click, box["compare_question"].submit], compare, wire.parts_with_tab("models", "compare_question", "language"), [kept, *wire.parts("answers", "vote", "notice")], **wire.slow)
     box["send_vote"].click(vote, [wire.tab, kept, *wire.parts("vote", "language")], wire.parts("answers", "notice"), **wire.quick)
 
+# %% ../nbs/19c_tabs.ipynb #0037-exportde
 def wire_history(
     wire: Wiring,
 ):
     "What was asked before, in this tab."
     box = wire.box
     def search(tab, words, language):
-        rows = "".join(f"<tr><td>{html.escape(t.time[11:16])}</td><td>{html.escape(t.question)}</td><td>{html.escape(t.reply)}</td></tr>" for t in tab.history(words)[:100])
-        return f'<table class="medchat-table">{rows}</table>' if rows else f'<p class="medchat-quiet">{html.escape(say("no_hits", language))}</p>'
+        cells = lambda t: (t.time[11:16], scrub(t.question)[0], turn_text(t, language), t.identity.get("model", ""))
+        rows = [f'<tr>{"".join(f"<td>{html.escape(text)}</td>" for text in cells(t))}</tr>' for t in tab.history(words)[:100]]
+        return table_html(("time", "question", "answer", "model"), rows, language) if rows else f'<p class="medchat-quiet">{html.escape(say("no_hits", language))}</p>'
     for event in (box["search"].change, box["search"].submit, box["tab_history"].select): event(search, wire.parts_with_tab("search", "language"), box["hits"], **wire.quick)
 
-# %% ../nbs/19c_tabs.ipynb #0038-exportde
+# %% ../nbs/19c_tabs.ipynb #0040-exportde
 def _sizes(files: dict) -> str: # name and size of each file
     size = lambda v: len(v) if isinstance(v, bytes) else v.stat().st_size
     return "\n".join([*(f"{size(v):>12,}  {name}" for name, v in files.items()), f"{sum(map(size, files.values())):>12,}  in all"])
 
-# %% ../nbs/19c_tabs.ipynb #0039-exportde
+# %% ../nbs/19c_tabs.ipynb #0041-exportde
 def wire_hub(
     wire: Wiring,
     runs: dict[str, Path], # name -> folder
@@ -420,7 +432,7 @@ def wire_hub(
     for name in ("dry", "push"): box[name].click(send, [*wire.parts("run", "repo"), gr.State(name == "dry"), box["language"]], shown, **busy)
     gr.on([box["load"].click, box["adapter"].submit], load, wire.parts_with_tab("adapter", "language"), wire.parts("model", "models", "tab_compare", "notice"), **busy)
 
-# %% ../nbs/19c_tabs.ipynb #0042-exportde
+# %% ../nbs/19c_tabs.ipynb #0044-exportde
 def _visit(desk: Desk, image: str, model: str, request) -> Session: # a visit of its own
     tab = known_as(Session(desk), request)
     if model: tab.use(model)
@@ -452,7 +464,7 @@ def _ask_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return ask
 
-# %% ../nbs/19c_tabs.ipynb #0043-exportde
+# %% ../nbs/19c_tabs.ipynb #0045-exportde
 def _findings_endpoint(wire: Wiring):
     gr = wire.gr
     def check_findings(image: str, model: str = "", request: gr.Request = None) -> dict:
@@ -471,7 +483,7 @@ def _findings_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return check_findings
 
-# %% ../nbs/19c_tabs.ipynb #0044-exportde
+# %% ../nbs/19c_tabs.ipynb #0046-exportde
 def _report_endpoint(wire: Wiring):
     gr = wire.gr
     def draft_report(image: str, schema: str = "radiology", model: str = "", request: gr.Request = None) -> dict:
@@ -492,7 +504,7 @@ def _report_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return draft_report
 
-# %% ../nbs/19c_tabs.ipynb #0045-exportde
+# %% ../nbs/19c_tabs.ipynb #0047-exportde
 def wire_api(
     wire: Wiring,
     image_box, # makes the image input

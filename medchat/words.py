@@ -85,6 +85,10 @@ correction | What should the answer have been? | பதில் எப்பட
 send_correction | Send (keeps question, text and image) | அனுப்பு (கேள்வி, உரை, படம் சேமிக்கப்படும்) | भेजें (प्रश्न, पाठ और छवि रखी जाएगी) | 提交（保留问题、文字和图像）
 thanks | Thank you. It is kept for training. | நன்றி. இது பயிற்சிக்காகச் சேமிக்கப்பட்டது. | धन्यवाद। इसे प्रशिक्षण के लिए रख लिया गया है। | 谢谢，已保存用于训练。
 search | Search earlier questions | முந்தைய கேள்விகளில் தேடு | पिछले प्रश्नों में खोजें | 搜索以往的问题
+answer | Answer | பதில் | उत्तर | 回答
+time | Time | நேரம் | समय | 时间
+stopped | stopped before its end | முடிவதற்கு முன் நிறுத்தப்பட்டது | पूरा होने से पहले रोका गया | 在完成前已停止
+new_image | New image, new conversation. The earlier one is in History. | புதிய படம், புதிய உரையாடல். முந்தையது வரலாற்றில் உள்ளது. | नई छवि, नई बातचीत। पिछली बातचीत इतिहास में है। | 新图像，新对话。之前的对话在历史中。
 no_hits | Nothing found. | எதுவும் கிடைக்கவில்லை. | कुछ नहीं मिला। | 没有找到结果。
 ask_both | Ask both | இரண்டையும் கேள் | दोनों से पूछें | 同时提问
 equal | Equal | இரண்டும் சமம் | दोनों बराबर | 一样好
@@ -122,6 +126,7 @@ status | Status | நிலை | स्थिति | 状态
 present | present | உள்ளது | मौजूद | 存在
 absent | absent | இல்லை | अनुपस्थित | 未见
 indeterminate | indeterminate | உறுதியில்லை | अनिश्चित | 不确定
+decided | Present from {high}, absent up to {low}. Between them the model is not sure enough: indeterminate. | {high} முதல் உள்ளது, {low} வரை இல்லை. இடையில் மாதிரிக்குப் போதிய உறுதி இல்லை: உறுதியில்லை. | {high} से मौजूद, {low} तक अनुपस्थित। बीच में मॉडल पर्याप्त निश्चित नहीं है: अनिश्चित। | 不低于 {high} 为存在，不高于 {low} 为未见；介于两者之间，模型不够确定：不确定。
 untaught | not in its training data | பயிற்சித் தரவில் இல்லை | प्रशिक्षण डेटा में नहीं | 训练数据中没有
 probability | Probability | நிகழ்தகவு | प्रायिकता | 概率
 reason | Reason | காரணம் | कारण | 理由

@@ -415,11 +415,33 @@ def test_a_dicom_file_has_a_window_and_frames(tab, films):
     tab.page.wait_for_function("old => { const i = document.querySelector('#image .image-frame img'); return i && i.src != old && i.src.endsWith('image.png') }", arg=old)
     tab.send("And now?"); tab.done(2)
     assert "turn 2 about 2 image" in tab.said()[3]           # the new window went along
+    old, number = tab.picture(), tab.page.locator("#width input[type=number]")
+    number.fill("300"); number.press("Enter")                # typed
+    tab.page.wait_for_function("old => { const i = document.querySelector('#image .image-frame img'); return i && i.src != old && i.src.endsWith('image.png') }", arg=old)
     tab.upload(films/"a.png")
     tab.page.wait_for_selector("#dicom", state="hidden")
 
 
 # --- the other tabs
+
+def test_what_belongs_to_another_image_goes_with_it(wide, films):
+    wide.upload(films/"a.png"); wide.send("Heart?"); wide.done(1)
+    wide.open("findings"); wide.page.click("#check")
+    wide.page.wait_for_function("() => document.querySelectorAll('#findings tbody tr').length == 14")
+    wide.open("report"); wide.page.click("#draft_report"); wide.shows("#report", "Impression")
+    wide.upload(films/"b.png")
+    wide.shows("#notice", say("new_image"))
+    assert wide.page.inner_text("#report").strip() == ""
+    wide.open("findings"); assert wide.page.inner_text("#findings").strip() == ""
+    wide.open("history"); wide.shows("#hits", "Heart?"); wide.shows("#hits", say("answer"))
+
+def test_a_question_for_treatment_is_refused(wide, films):
+    wide.upload(films/"a.png"); wide.send("What dose of amoxicillin should she take?"); wide.done(1)
+    assert "Ask a clinician" in wide.said()[1]
+
+def test_a_text_that_is_too_long_is_refused_aloud(wide, films):
+    wide.upload(films/"a.png"); wide.send("Heart? " * 700)
+    assert "too long" in wide.notice() and "4,000" in wide.notice()
 
 def test_findings_report_and_its_explanation(wide, films):
     wide.open("findings"); wide.page.click("#check")

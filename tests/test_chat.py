@@ -383,6 +383,11 @@ def test_command_prints_reply_and_disclaimer(run_folder, loaded, picture, tmp_pa
     asked, = loaded.asked
     assert len(asked["images"]) == 1 and asked["messages"] == [user_message("Is the heart enlarged?", 1)] and asked["longest"] == 9
 
+def test_command_takes_a_dicom_file(run_folder, loaded, capsys):
+    from pydicom.data import get_testdata_file
+    chat(str(run_folder), image=get_testdata_file("CT_small.dcm"), question="Is the heart enlarged?")
+    assert loaded.asked[-1]["images"][0].size == (128, 128) and DISCLAIMER in capsys.readouterr().out
+
 def test_command_without_image(run_folder, loaded, capsys):
     chat(run_folder, question="What is a nodule?")
     assert loaded.asked[0]["images"] == [] and capsys.readouterr().out.endswith(f"\n{DISCLAIMER}\n")

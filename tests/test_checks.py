@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from medchat.checks import (CANNOT, MASS, NO, PROCEDURES, QUESTIONS, SCHEMAS, SECTIONS, SENTENCE, SHORT, SITES, SURE, WHAT, YES, check_finding, check_findings, decide,
-                            draft_report, longest, section_form, show_checks, taught)
+                            disagreements, draft_report, FindingCheck, longest, section_form, show_checks, taught)
 from medchat.core import DISCLAIMER, MedchatError
 from medchat.engines import LocalEngine
 from medchat.findings import FINDINGS, find_findings
@@ -212,6 +212,20 @@ def test_what_could_not_be_written_plainly_is_no_finding(finding):
 class Tokened(Scripted):
     "Keeps tokens, as a real memory does."
     def new_memory(self): return type("M", (), dict(tokens=[("right", .25), (" side", 1.)]))()
+
+@pytest.mark.parametrize("finding, status, report, want", [
+    ("Edema", "present", "No pulmonary edema.", "the report calls it absent"), ("Edema", "present", "Possible pulmonary edema.", "the report is not certain"), ("Edema", "present", "A fracture.", "the report does not name it"),
+    ("Edema", "present", "Pulmonary edema.", ""), ("Edema", "absent", "Pulmonary edema.", "the report calls it present"), ("Edema", "indeterminate", "Pulmonary edema.", "the report calls it present"), ("Edema", "absent", "No edema.", ""),
+    ("Edema", "absent", "Possible edema.", ""), ("No Finding", "present", "A left pleural effusion.", "the report names a finding"), ("No Finding", "absent", "No pneumothorax.", "the report names none"), ("No Finding", "present", "No pneumothorax.", ""),
+    ("No Finding", "absent", "A left pleural effusion.", "")])
+def test_what_a_report_says_otherwise(finding, status, report, want):
+    check = FindingCheck(finding, status, "", "", .93, 1.)
+    assert disagreements([check], report) == ([f"{finding}: the finding check says {status} (0.93), {want}."] if want else [])
+
+def test_a_check_and_its_own_sentences():
+    said = [FindingCheck("Edema", "absent", "", "no", .02, 1., WHAT, "a left effusion."), FindingCheck("Pleural Effusion", "indeterminate", "", "no", .3, 1., WHAT, "a left effusion."), FindingCheck("Pneumothorax", "present", "", "yes", .95, 1., "Where is the pneumothorax?", "left.")]
+    assert disagreements(said) == ["Pleural Effusion: the finding check says indeterminate (0.30), its own sentence calls it present."]
+    assert disagreements([FindingCheck("Pleural Effusion", "indeterminate", "", "no", .3, 1., reason="The training data never name it.", n_training=0)], "A left effusion.") == []
 
 def test_sections_are_asked_in_one_conversation():
     engine = Tokened(said="left effusion")

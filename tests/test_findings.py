@@ -22,6 +22,31 @@ CASES = [("Pulmonary oedema.", {"Edema": P}), ("Pulmonary edema is not seen.", {
 @pytest.mark.parametrize("text, labels", CASES)
 def test_cases(text, labels): assert got(text) == labels
 
+NOT = [("There {is not} a pneumothorax.", {"Pneumothorax": A}), ("I {do not} see an effusion.", {"Pleural Effusion": A}), ("The heart {is not} enlarged.", {"Cardiomegaly": A}), ("There {are not} any nodules.", {"Lung Lesion": A}), ("The film {does not} show consolidation.", {"Consolidation": A}),
+    ("The patient {has not} developed a pneumothorax.", {"Pneumothorax": A}), ("An effusion {was not} seen.", {"Pleural Effusion": A}), ("Nodules {were not} found.", {"Lung Lesion": A}), ("An effusion {has not} been seen.", {"Pleural Effusion": A}), ("The scan {did not} reveal a mass.", {"Lung Lesion": A}),
+    ("I {cannot} see a pneumothorax.", {"Pneumothorax": A}), ("I {can not} see a pneumothorax.", {"Pneumothorax": A}), ("A pneumothorax {cannot} be seen.", {"Pneumothorax": A}), ("An effusion {could not} be identified.", {"Pleural Effusion": A}), ("We {could not} find a fracture.", {"Fracture": A}),
+    ("Pneumonia {is not} likely.", {"Pneumonia": A}), ("I {do not} think there is a pneumothorax.", {"Pneumothorax": A}), ("I {do not} believe this is pneumonia.", {"Pneumonia": A}), ("I {would not} call this pneumonia.", {"Pneumonia": A}), ("There {does not} appear to be an effusion or a pneumothorax.", {"Pleural Effusion": A, "Pneumothorax": A}),
+    ("There {is not} a pneumothorax, but there is an effusion.", {"Pneumothorax": A, "Pleural Effusion": P}), ("There {is not} a pneumothorax and there's a small effusion.", {"Pneumothorax": A, "Pleural Effusion": P}), ("Consolidation is present; I {do not} see an effusion.", {"Consolidation": P, "Pleural Effusion": A}),
+    ("I {cannot} exclude pneumonia.", {"Pneumonia": U}), ("Pneumonia {could not} be ruled out.", {"Pneumonia": U}), ("An effusion {could not} be completely excluded.", {"Pleural Effusion": U}), ("Pneumonia {has not} been excluded.", {"Pneumonia": U}), ("An effusion {is not} excluded.", {"Pleural Effusion": U}),
+    ("This {does not} exclude pneumonia.", {"Pneumonia": U}), ("It {might not} be pneumonia.", {"Pneumonia": U}), ("I {am not} sure there is an effusion.", {"Pleural Effusion": U}), ("It {is not} clear if there is an effusion.", {"Pleural Effusion": U}), ("{Is not} there an effusion?", {"Pleural Effusion": U}),
+    ("The effusion {has not} resolved.", {"Pleural Effusion": P}), ("The effusion {has not} changed.", {"Pleural Effusion": P}), ("The pneumonia {did not} clear.", {"Pneumonia": P}), ("The pneumothorax {is not} larger.", {"Pneumothorax": P}), ("The chest tube {has not} been removed.", {"Support Devices": P}),
+    ("The nodule {is not} calcified.", {"Lung Lesion": P}), ("The fracture {is not} displaced.", {"Fracture": P}), ("The effusion {should not} be drained.", {"Pleural Effusion": P}), ("A nodule that {was not} seen before.", {"Lung Lesion": P}), ("The opacity {was not} seen on the prior film.", {"Lung Opacity": P}),
+    ("The left base {cannot} be evaluated because of an effusion.", {"Pleural Effusion": P}), ("You {cannot} miss the pneumothorax.", {"Pneumothorax": P}), ("The heart {is not} normal.", {}), ("The lungs {are not} clear.", {})]
+
+@pytest.mark.parametrize("short", ["{} not", "{}n't", "{}n’t", "{}nt", "{} n't"])
+@pytest.mark.parametrize("text, labels", NOT)
+def test_contractions_of_not(text, labels, short):
+    verb = text[text.index("{") + 1:text.index("}")]
+    stem = verb.removesuffix("not").strip()
+    if short == "{} not": said = verb
+    elif stem == "am": return # "amn't" is not said
+    else: said = short.format("ca" if stem == "can" else stem)
+    text = text.replace("{" + verb + "}", said)
+    assert got(text) == got(text.upper()) == labels, text
+
+@pytest.mark.parametrize("text, labels", [("Patient has NT-proBNP of 900 and an effusion.", {"Pleural Effusion": P}), ("This is likely pneumonia.", {"Pneumonia": U}), ("This is unlikely to be pneumonia.", {"Pneumonia": A}), ("It won't be pneumonia.", {"Pneumonia": A})])
+def test_what_only_looks_like_one(text, labels): assert got(text) == labels
+
 LUNGS = {"Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"}
 @pytest.mark.parametrize("text", ["The lungs are clear.", "Clear lungs", "lungs: clear", "The lungs are otherwise clear", "low volumes in both lungs but they are clear", "The lungs are clear bilaterally."])
 def test_clear_lungs(text): assert got(text) == dict.fromkeys(LUNGS, A)

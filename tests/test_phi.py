@@ -1,5 +1,5 @@
 "Edge cases of medchat.phi: what is masked, what stays, and how long hostile text takes."
-import csv, random, string, time
+import csv, json, random, string, time
 import pytest
 from medchat.phi import MASK, PHI_KINDS, find_phi, scrub
 
@@ -48,6 +48,37 @@ def test_stays(text): assert scrub(text) == (text, [])
     ("I, Will O'Neill, MD, agree", "XXXX, MD, agree"), ("Dr. Al Roe will call", "Dr. XXXX will call"), ("Dr. Al is here", "Dr. XXXX is here")])
 def test_what_stands_beside_it_stays(text, clean): assert scrub(text)[0] == clean
 
+JSON = [({"report": "Patient: John Smith was seen by Dr. Mary Jones"}, ["John Smith", "Mary Jones"]), ({"name": "Smith, John"}, ["Smith, John"]), ({"name": "John Smith", "sex": "M"}, ["John Smith"]), ({"text": "\nPatient: John Smith\nCT: no mass\n"}, ["John Smith"]),
+    ({"a": "no mass.\nJane Roe, MD\nsigned"}, ["Jane Roe"]), ({"a": "Seen by\nDr. Roe\nLeft lung clear"}, ["Roe"]), ({"a": "\tName:\tJohn Smith\r\n"}, ["John Smith"]), ({"a": "Patient: \"John Smith\""}, ["John Smith"]), ({"a": "Patient: José Núñez"}, ["José Núñez"]), ({"name": "José Núñez"}, ["José Núñez"]),
+    ({"patient": "Roe", "finding": "Left Lung"}, ["Roe"]), ({"patient_name": "Smith, John"}, ["Smith, John"]), ({"patientName": "John Smith"}, ["John Smith"]), ({"PatientName": "SMITH^JOHN"}, ["SMITH^JOHN"]), ({"first_name": "John", "last_name": "Smith"}, ["John", "Smith"]),
+    ({"name": {"family": "Smith", "given": ["John", "Quincy"]}}, ["Smith", "John", "Quincy"]), ({"referring_physician": "Mary Jones"}, ["Mary Jones"]), ({"radiologists": ["Mary Jones", "Al Roe"]}, ["Mary Jones", "Al Roe"]), ({"signed_by": "Jane Roe"}, ["Jane Roe"]), ({"author": "Jane Roe"}, ["Jane Roe"]),
+    ({"mrn": "00412", "age": "95"}, ["00412", "95"]), ({"patient_id": "AB123"}, ["AB123"]), ({"accession_number": "A1234"}, ["A1234"]), ({"a": "seen\n12/03/2021\n\nMRN: 00412\ncall\n555-123-4567"}, ["12/03/2021", "00412", "555-123-4567"]), ({"a": "\n00412345\njane@x.org\n"}, ["00412345", "jane@x.org"])]
+def strings(x): return [x] if isinstance(x, str) else [s for part in (x.values() if isinstance(x, dict) else x) for s in strings(part)]
+@pytest.mark.parametrize("dress", [json.dumps, lambda x: json.dumps(x, indent=2), lambda x: json.dumps(x, ensure_ascii=False, separators=(",", ":")), lambda x: json.dumps({"answer": json.dumps(x)}), repr], ids=["dumps", "indent", "dense", "nested", "repr"])
+@pytest.mark.parametrize("thing, parts", JSON)
+def test_names_inside_json(thing, parts, dress):
+    clean, found = scrub(dress(thing))
+    assert len(found) == len(parts) and not any(part in clean for part in parts)
+    if dress is not repr:
+        read = json.loads(clean)
+        read = json.loads(read["answer"]) if "answer" in read else read
+        expected = "|".join(strings(thing))
+        for part in parts: expected = expected.replace(part, MASK)
+        assert "|".join(strings(read)) == expected
+
+PLAIN_JSON = [{"finding": "Left Lung"}, {"name": "Left Lung"}, {"name": "Pleural Effusion", "status": "absent"}, {"name": "Support Devices"}, {"name": "Enlarged Cardiomediastinum"}, {"name": "Hernia"}, {"name": "Foreign Body"}, {"name": "Hiatal Hernia"}, {"name": "Chest PA"}, {"name": "get_weather"}, {"name": "Qwen"},
+    {"role": "user", "content": "Is there an effusion?"}, {"model_name": "Llama Vision"}, {"dataset_name": "Slake"}, {"img_name": "xmlab1/source.jpg", "id": "synpic123"}, {"file_name": "Synpic123.jpg"}, {"className": "Aortic Enlargement"}, {"patient": "stable"}, {"Patient": "Intubated"}, {"resident": "none"}, {"author": "unknown"},
+    {"organ": "Right Kidney", "location": "Upper Lobe"}, {"family": "Llama", "dtype": "float16"}, {"operator": "Sobel"}, {"attention": "Scaled Dot Product"}, {"a": "Findings:\nLeft Lung clear.\n\nThe heart is normal\tand small"}, {"age": 45, "sex": "M", "view": "PA"}, {"display_name": "Python 3"}, {"physician": "Cardiology"}, {"patient_name": "XXXX"}]
+@pytest.mark.parametrize("thing", PLAIN_JSON)
+def test_ordinary_json_stays(thing):
+    for text in (json.dumps(thing), json.dumps(thing, indent=2), json.dumps({"answer": json.dumps(thing)}), repr(thing)): assert scrub(text) == (text, [])
+
+@pytest.mark.parametrize("text, clean", [("**Patient:** John Smith", "**Patient:** XXXX"), ('Patient Name: "John Smith"', 'Patient Name: "XXXX"'), ("**Impression:** Left Lung", "**Impression:** Left Lung"), (r"C:\new\temp\report", r"C:\new\temp\report"), (r"$\theta$, $\rho$ and $\nu$", r"$\theta$, $\rho$ and $\nu$")])
+def test_other_dress(text, clean): assert scrub(text)[0] == clean
+
+@pytest.mark.parametrize("text, clean", [(r"C:\roe\nolan.dcm", r"C:\XXXX\XXXX.dcm"), (r'"\nRoe\nodule"', r'"\nXXXX\nodule"'), (r'"Jos\u00e9 Roe"', '"XXXX"')])
+def test_known_names_beside_backslashes(text, clean): assert scrub(text, ["Roe^José", "Nolan"])[0] == clean
+
 def test_time_only_beside_a_date():
     assert masked("on 12/03/2021 at 14:30") == ["12/03/2021", "14:30"] and masked("2021-03-12T08:15:00Z") == ["2021-03-12", "08:15:00Z"]
     assert masked("at 2:30 pm on 3 March 2021") == ["2:30 pm", "3 March 2021"] and masked("at 2:30 pm") == []
@@ -75,7 +106,7 @@ def test_spans_are_in_order_and_give_the_text():
     assert all(a < b <= c for (a, b, _), (c, *_) in zip(spans, spans[1:])) and {k for *_, k in spans} <= set(PHI_KINDS)
     assert [(k, text[a:b]) for a, b, k in spans] == scrub(text)[1]
 
-PIECES = ["Dr. ", "Smith", "XXXX", "12/03/2021", " ", "\n", ",", "MRN ", "1", "J. ", "^", "@", ".", "seen by ", "Patient: ", "at 14:30", "-", "MD", "é", "'", "March ", "3rd", "(", ")", "+1", "/", ":", "Oak Street", "I", "Ünal", "van "]
+PIECES = ["Dr. ", "Smith", "XXXX", "12/03/2021", " ", "\n", ",", "MRN ", "1", "J. ", "^", "@", ".", "seen by ", "Patient: ", "at 14:30", "-", "MD", "é", "'", "March ", "3rd", "(", ")", "+1", "/", ":", "Oak Street", "I", "Ünal", "van ", "\\n", "\\u00c9", '"', '"name": "', '\\"', "\\"]
 def test_fuzz_spans_are_in_order():
     "Any mixture of pieces: never an error, spans in order, the rest of the text untouched."
     rng = random.Random(0)
@@ -90,7 +121,8 @@ HOSTILE = {"letters": "a" * 100_000, "capitals": "A" * 100_000, "words": "Aa " *
     "blanks": " " * 100_000, "titles": "Dr. " * 25_000, "title and blanks": "Dr." + " " * 100_000, "labels": "Patient: " * 11_000, "seen by": "seen by " * 12_500, "initials": "A. " * 33_000, "carets": "A^" * 50_000, "at": "a@" * 50_000,
     "dots": "a." * 50_000, "colons": "a:" * 50_000, "urls": "http://" * 14_000, "parens": "(" * 100_000, "months": "may " * 25_000, "apostrophes": "O'" * 50_000, "hyphens": "Aa-" * 33_000, "degrees": ", MD" * 25_000, "ages": "is a 45 year old " * 6_000,
     "street": "1 Aa Aa " * 12_500, "state": "Aa, IL " * 14_000, "mrn": "MRN " * 25_000, "mrn dashes": "MRN A" + "-A" * 50_000, "phone": "tel " * 25_000, "plus": "+1" * 50_000, "newlines": "\n" * 100_000, "masks": "XXXX " * 20_000, "particles": "van " * 25_000,
-    "carets and blanks": "A B C " * 16_000 + "^", "names with carets": "AB CD^EF " * 11_000, "drs": "Drs. " + "Aa, " * 25_000, "address": "Address: " * 11_000, "names": "Dr. Aaa Bbb " * 8_300}
+    "carets and blanks": "A B C " * 16_000 + "^", "names with carets": "AB CD^EF " * 11_000, "drs": "Drs. " + "Aa, " * 25_000, "address": "Address: " * 11_000, "names": "Dr. Aaa Bbb " * 8_300,
+    "escapes": "\\n" * 50_000, "backslashes": "\\" * 100_000, "escaped letters": "\\u00c9" * 17_000, "keys": '"name": "' * 11_000, "lists": '"given": [' + '"Aa", ' * 16_000, "families": '"family": "Aa", ' * 6_000, "stars": "Patient:" + "*" * 100_000}
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_takes_linear_time(name):
     def seconds(text): start = time.process_time(); scrub(text); return time.process_time() - start

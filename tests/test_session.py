@@ -1,5 +1,5 @@
 "One visitor: gates before and behind the model, images, taking back, the log, comparing, and what is shared."
-import json, shutil, threading
+import json, shutil, threading, time
 import pytest
 from PIL import Image
 
@@ -459,6 +459,34 @@ def test_history_finds_in_any_case_and_forgets_nothing_said(films):
     asked = lambda words="": [t.question for t in tab.history(words)]
     assert asked() == ["HEART rate?", "இதயம்?", "Lung?", "Heart size?"]
     assert (asked("heart"), asked("size heart"), asked("reply LUNG"), asked("இதயம்"), asked("spleen")) == (["HEART rate?", "Heart size?"], ["Heart size?"], ["Lung?"], ["இதயம்?"], [])
+
+def test_history_stays_in_order_when_several_turns_are_taken_back(films):
+    tab = visit(films)
+    for n in range(4): put(tab, f"Number {n}?"); time.sleep(.002)
+    tab.back(1)
+    assert [t.question for t in tab.history()] == [f"Number {n}?" for n in (3, 2, 1, 0)]
+
+def test_a_stopped_answer_says_so_on_the_paper(films):
+    tab = visit(films)
+    tab.ask("endless?")
+    for turn in tab.answer():
+        if len(turn.reply.split()) > 12: tab.stop()
+    assert turn.state == "stopped" and turn.reply and "Stopped before its end." in tab.transcript().turns[1]["notes"]
+    put(tab, "And now?")
+    assert "Stopped before its end." not in tab.transcript().turns[3]["notes"]
+
+def test_what_contradicts_is_told_of_the_same_image_and_model_only(films):
+    tab = visit(films, Scripted("There is a large left pneumothorax.", "a"), Scripted("Nothing.", "b"))
+    assert tab.contradictions() == []
+    tab.engine._obeying = lambda form: form["enum"][0] if "enum" in form else "a left effusion"
+    tab.engine.choose = lambda m, i, choices, memory=None: [.01, .01, .97, .01]
+    assert {c.status for c in tab.findings()} == {"absent"}
+    own = tab.contradictions()
+    assert own == ["Pleural Effusion: the finding check says absent (0.02), its own sentence calls it present."]
+    tab.draft()
+    assert tab.contradictions() == [*own, "Pleural Effusion: the finding check says absent (0.02), the report calls it present.", "No Finding: the finding check says absent (0.02), the report names a finding."][:2]
+    tab.use("b"); tab.draft(); assert tab.contradictions() == own       # another model's draft
+    tab.look(films/"1.png"); assert tab.contradictions() == []
 
 def test_history_is_bounded(films):
     tab = visit(films)
