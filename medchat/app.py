@@ -33,6 +33,7 @@ def build_page(
 ): # a gr.Blocks, see `medchat.server`
     "The chat page."
     gr = need("gradio", "The chat page")
+    if runs and not local and not (os.environ.get("SYSTEM") == "spaces" and "OAUTH_CLIENT_ID" in os.environ): raise MedchatError("visitors cannot sign in here", hint="That takes a Space with hf_oauth: true, as medchat space writes it") # Gradio would give each of them the token of this machine
     with page_class(look_css, example_images())(title=f"{title} - medchat", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         wire = Wiring(gr, page, build_layout(desk, title, about, voice, list(runs or {}), local), desk, title, about, voice, local)
         for part in (wire_words, wire_chat, wire_looked, wire_findings, wire_report, wire_compare, wire_history): part(wire)
@@ -50,7 +51,7 @@ def make_app(
     keep_images: bool = False, # keep the images of the log, too
     per_minute: int = 30,    # questions of one user
     voice: str = "",         # "same": the first model explains reports, too; else whom MEDCHAT_VOICE_URL names, or nobody
-    hub: bool = False,       # offer to publish the runs, with the token of whoever started the page
+    hub: bool = False,       # offer to publish the runs: with the token of whoever started the page where it is local, else each visitor signs in as himself, which takes a Space
     local: bool = True,      # does the page run on the visitor's own machine?
 ): # a gr.Blocks
     "The chat page of runs."

@@ -209,8 +209,9 @@ def _compare_tab(gr, box: dict, names: Sequence[str], here: Sequence[str]):
         box["vote"] = gr.Radio(["A", "B", "equal", "bad"], **words_of("vote", "en"), elem_id="vote")
         box["send_vote"] = gr.Button(**words_of("send_vote", "en"), elem_id="send_vote")
 
-def _hub_tab(gr, box: dict, runs: Sequence[str]):
-    "Publish a run, fetch another."
+def _hub_tab(gr, box: dict, runs: Sequence[str], local: bool):
+    "Publish a run, fetch another; where visitors come from elsewhere, each signs in as himself, and fetches nothing."
+    if not local: gr.LoginButton(elem_id="login", size="md", icon=None)
     with gr.Row():
         box["run"] = gr.Dropdown(list(runs), value=next(iter(runs), None), **words_of("run", "en"), elem_id="run")
         box["repo"] = gr.Textbox(**words_of("repo", "en"), placeholder="your-name/my-first-medchat", elem_id="repo", max_length=200)
@@ -219,7 +220,7 @@ def _hub_tab(gr, box: dict, runs: Sequence[str]):
         box["dry"] = gr.Button(**words_of("dry", "en"), elem_id="dry")
         box["push"] = gr.Button(**words_of("push", "en"), variant="primary", elem_id="push")
     box["pushed"] = gr.Textbox(label="", show_label=False, lines=8, interactive=False, elem_id="pushed")
-    with gr.Row():
+    with gr.Row(visible=local):
         box["adapter"] = gr.Textbox(**words_of("adapter", "en"), placeholder="owner/name", scale=8, elem_id="adapter", max_length=200)
         box["load"] = gr.Button(**words_of("load", "en"), scale=1, min_width=80, elem_id="load")
 
@@ -229,7 +230,7 @@ def build_layout(
     title: str,          # of the page
     about: str = "",     # a sentence about the model
     voice=None,          # the second voice; None: its part is not shown
-    runs: Sequence[str] = (), # names of the runs that may be published; none: the tab is not shown
+    runs: Sequence[str] = (), # names of the runs that may be published; none: there is no Hub tab
     local: bool = True,  # does the page run on the visitor's own machine?
 ) -> dict: # the parts by name; call it inside a `gr.Blocks`
     "Place the parts of the page."
@@ -252,6 +253,6 @@ def build_layout(
                 with gr.Tab("History", id="history") as box["tab_history"]:
                     box["search"] = gr.Textbox(**words_of("search", "en"), elem_id="search", max_length=200)
                     box["hits"] = gr.HTML(elem_id="hits")
-                with gr.Tab("Hub", id="hub", visible=bool(runs)) as box["tab_hub"]: _hub_tab(gr, box, runs)
+                with gr.Tab("Hub", id="hub", visible=bool(runs)) as box["tab_hub"]: _hub_tab(gr, box, runs, local or not runs)
             box["notice"] = gr.HTML(elem_id="notice", padding=False)
     return box

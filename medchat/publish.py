@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, json, os, re, shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Callable
 from .core import DISCLAIMER, MedchatError, need, replacing
 from .evaluate import trust_lines
 from .families import FAMILIES
@@ -17,8 +17,8 @@ from .scoring import SHOWN
 
 # %% auto #0
 __all__ = ['without_paths', 'read_scores', 'read_report', 'card_metadata', 'card_recipe', 'card_data', 'card_loading',
-           'card_looks', 'card_text', 'write_card', 'files_to_push', 'check_repo_id', 'hub_error', 'differing', 'push',
-           'pull']
+           'card_looks', 'card_text', 'write_card', 'files_to_push', 'check_repo_id', 'hub_error', 'differing',
+           'publish', 'push', 'pull']
 
 # %% ../nbs/19_publish.ipynb #0009-exportpr
 _private = {"user", "username", "login", "host", "hostname", "node", "cwd", "home"}
@@ -333,19 +333,19 @@ def _send(api, repo_id: str, files: dict[str, Path | bytes], public: bool) -> st
     return commit
 
 # %% ../nbs/19_publish.ipynb #0052-exportde
-def push(
+def publish(
     run: str | Path,       # a run folder
     repo_id: str,          # OWNER/NAME on the Hugging Face Hub
+    token: Callable[[], str] = _token, # gives the token of whoever publishes; asked for last
     dry_run: bool = False, # only list what would go; needs no token and no network
     public: bool = False,  # let the world see it; private otherwise
 ) -> dict: # repo_id, url, private, commit (None after a dry run), files: {path: size}
-    "Push a run's adapter, processor and model card to the Hugging Face Hub."
+    "Send a run's adapter, processor and model card to the Hugging Face Hub; the run stays as it is."
     run, repo_id = Path(run), check_repo_id(repo_id)
     files = files_to_push(run, repo_id)
     hub = need("huggingface_hub", "Publishing")
-    url, token = f"{hub.HfApi().endpoint}/{repo_id}", None
+    url, token = f"{hub.HfApi().endpoint}/{repo_id}", None if dry_run else token()
     out = dict(repo_id=repo_id, url=url, private=not public, commit=None)
-    if not dry_run: token = _token()
     if token and (leaky := [k for k, v in files.items() if token.encode() in _bytes(v)]):
         raise MedchatError("a file of the run holds your token", leaky[0], "Take it out, and make a new token: it is no secret any more")
     out["files"] = _show_list(run, f"{url} ({'public' if public else 'private'})", files)
@@ -353,8 +353,18 @@ def push(
     try: out["commit"] = _send(hub.HfApi(token=token, library_name="medchat"), repo_id, files, public)
     except MedchatError: raise
     except Exception as e: raise hub_error(e, repo_id, token) from None
-    if os.access(run, os.W_OK): write_card(run, repo_id)
     print(f"Pushed and verified: {url}/tree/{out['commit']}")
+    return out
+
+def push(
+    run: str | Path,       # a run folder
+    repo_id: str,          # OWNER/NAME on the Hugging Face Hub
+    dry_run: bool = False, # only list what would go; needs no token and no network
+    public: bool = False,  # let the world see it; private otherwise
+) -> dict: # as from `publish`
+    "Push a run's adapter, processor and model card to the Hugging Face Hub."
+    out = publish(run, repo_id, dry_run=dry_run, public=public)
+    if out["commit"] and os.access(run, os.W_OK): write_card(run, repo_id) # which now names its place
     return out
 
 # %% ../nbs/19_publish.ipynb #0059-exportde

@@ -40,7 +40,7 @@ os.environ.setdefault("MEDCHAT_SAMPLE_DATA", str(here/"sample_data")) # example 
 
 if __name__ == "__main__":
     from medchat.app import make_app
-    make_app(str(here/"run"), local=False).launch(server_name="0.0.0.0", server_port=7860)
+    make_app(str(here/"run"), local=False, hub="OAUTH_CLIENT_ID" in os.environ).launch(server_name="0.0.0.0", server_port=7860)
 '''
 
 def requirements_text() -> str:
@@ -64,7 +64,8 @@ def space_metadata(
     card, base = card_metadata(config, read_report(run)), str(config["base"])
     about = dict(title=f"{Path(run).resolve().name[:60]} (medchat)", emoji="🫁", colorFrom="blue", colorTo="green", sdk="gradio", sdk_version=gradio, python_version=f"{sys.version_info[0]}.{sys.version_info[1]}",
         app_file="app.py", pinned=False, license=card["license"], short_description="Draft answers about images. Not for clinical use.", # 60 letters at most
-        suggested_hardware=suggest_hardware(base, config.get("load_in_4bit", True)), tags=["medical", "vision-language", "medchat", "not-for-clinical-use"])
+        suggested_hardware=suggest_hardware(base, config.get("load_in_4bit", True)), tags=["medical", "vision-language", "medchat", "not-for-clinical-use"],
+        hf_oauth=True, hf_oauth_scopes=["contribute-repos"]) # who signs in may publish the run under his own name; the Space sees no other repository of his
     return about | ({} if base.startswith("tiny-") else {"models": [base]})
 
 def readme_text(
@@ -78,6 +79,8 @@ def readme_text(
 > **{DISCLAIMER}** Not a medical device. It must not be used to diagnose, to triage or to treat.
 
 A language model that was fine-tuned on images with [medchat](https://github.com/medchat-kit/medchat), for teaching and research. It can be wrong in fluent words.
+
+Signing in is needed for one thing only: to publish this run under your own name. It lets the Space create repositories for you and see those it created, no others.
 
 **Send no image of a patient.** What you upload leaves your machine: it is worked on by the machine of Hugging Face that runs this Space.
 """

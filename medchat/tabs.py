@@ -13,7 +13,7 @@ from .engines import load_engines, run_identity
 from .explain import overlay
 from .layout import WORDED, head_html, notice_html, table_html, warn_html, words_of
 from .phi import scrub
-from .publish import check_repo_id, files_to_push, pull, push
+from .publish import check_repo_id, files_to_push, publish, pull, push
 from .server import is_loopback
 from .session import Desk, Session
 from .transcript import write_json, write_pdf
@@ -398,6 +398,17 @@ def _sizes(files: dict) -> str: # name and size of each file
     return "\n".join([*(f"{size(v):>12,}  {name}" for name, v in files.items()), f"{sum(map(size, files.values())):>12,}  in all"])
 
 # %% ../nbs/19c_tabs.ipynb #0041-exportde
+def _token_of(visitor) -> str: # gr.OAuthToken, or None
+    if visitor is None: raise MedchatError("you are not signed in", hint="Press: Sign in with Hugging Face")
+    return visitor.token
+
+def _sent(gr, job, language: str) -> tuple: # what `publish` or `push` did, in words; a notice
+    try: done = job()
+    except Exception as e: return gr.skip(), notice_html(say_error(e, language))
+    said = f"Pushed and verified: {done['url']}/tree/{done['commit']}" if done["commit"] else "Dry run: nothing was sent."
+    return "\n".join([said, f"{'private' if done['private'] else 'public'}", *(f"{size:>12,}  {name}" for name, size in done["files"].items())]), ""
+
+# %% ../nbs/19c_tabs.ipynb #0042-exportde
 def wire_hub(
     wire: Wiring,
     runs: dict[str, Path], # name -> folder
@@ -411,10 +422,10 @@ def wire_hub(
         return sizes + (f"\n\n{card.read_text(encoding='utf-8')[:20_000]}" if card.is_file() else ""), ""
     def send(run, repo, dry_run, language, progress=gr.Progress()):
         progress(.2, desc=f"{run} -> {repo}")
-        try: done = push(runs[run], repo, dry_run=dry_run)
-        except Exception as e: return gr.skip(), notice_html(say_error(e, language))
-        said = "Dry run: nothing was sent." if dry_run else f"Pushed and verified: {done['url']}/tree/{done['commit']}"
-        return "\n".join([said, f"{'private' if done['private'] else 'public'}", *(f"{size:>12,}  {name}" for name, size in done["files"].items())]), ""
+        return _sent(gr, lambda: push(runs[run], repo, dry_run=dry_run), language)
+    def send_as(run, repo, dry_run, language, visitor, progress=gr.Progress()): # visitor: gr.OAuthToken, or None
+        progress(.2, desc=f"{run} -> {repo}")
+        return _sent(gr, lambda: publish(runs[run], repo, lambda: _token_of(visitor), dry_run), language)
     def load(tab, repo, language):
         try:
             place = Path(fetched)/check_repo_id(repo or "").replace("/", "--")
@@ -429,10 +440,11 @@ def wire_hub(
     busy = {**wire.slow, "concurrency_id": "hub"}
     shown = wire.parts("pushed", "notice")
     box["files"].click(files, wire.parts("run", "repo", "language"), shown, **busy)
-    for name in ("dry", "push"): box[name].click(send, [*wire.parts("run", "repo"), gr.State(name == "dry"), box["language"]], shown, **busy)
-    gr.on([box["load"].click, box["adapter"].submit], load, wire.parts_with_tab("adapter", "language"), wire.parts("model", "models", "tab_compare", "notice"), **busy)
+    send_as.__annotations__["visitor"] = gr.OAuthToken | None
+    for name in ("dry", "push"): box[name].click(send if wire.local else send_as, [*wire.parts("run", "repo"), gr.State(name == "dry"), box["language"]], shown, **busy)
+    if wire.local: gr.on([box["load"].click, box["adapter"].submit], load, wire.parts_with_tab("adapter", "language"), wire.parts("model", "models", "tab_compare", "notice"), **busy)
 
-# %% ../nbs/19c_tabs.ipynb #0044-exportde
+# %% ../nbs/19c_tabs.ipynb #0045-exportde
 def _visit(desk: Desk, image: str, model: str, request) -> Session: # a visit of its own
     tab = known_as(Session(desk), request)
     if model: tab.use(model)
@@ -464,7 +476,7 @@ def _ask_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return ask
 
-# %% ../nbs/19c_tabs.ipynb #0045-exportde
+# %% ../nbs/19c_tabs.ipynb #0046-exportde
 def _findings_endpoint(wire: Wiring):
     gr = wire.gr
     def check_findings(image: str, model: str = "", request: gr.Request = None) -> dict:
@@ -483,7 +495,7 @@ def _findings_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return check_findings
 
-# %% ../nbs/19c_tabs.ipynb #0046-exportde
+# %% ../nbs/19c_tabs.ipynb #0047-exportde
 def _report_endpoint(wire: Wiring):
     gr = wire.gr
     def draft_report(image: str, schema: str = "radiology", model: str = "", request: gr.Request = None) -> dict:
@@ -504,7 +516,7 @@ def _report_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return draft_report
 
-# %% ../nbs/19c_tabs.ipynb #0047-exportde
+# %% ../nbs/19c_tabs.ipynb #0048-exportde
 def wire_api(
     wire: Wiring,
     image_box, # makes the image input

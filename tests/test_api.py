@@ -96,7 +96,7 @@ def test_an_emergency_is_answered_without_the_model(client):
     assert "You asked" not in reply["reply"] and reply["fired"] and reply["disclaimer"] == DISCLAIMER
 
 def test_a_dose_is_held_back(client):
-    reply = client.predict(file(film), "Which dose?", "two", api_name="/ask")
+    reply = client.predict(file(film), "Which dose was given?", "two", api_name="/ask")
     assert "amoxicillin" not in reply["reply"] and "500" not in reply["reply"] and reply["fired"]
 
 def test_calls_are_in_the_log(client, page):

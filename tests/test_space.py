@@ -1,7 +1,10 @@
 "The folder of a Space: what is in it, what is not, and that its program finds what it needs."
-import inspect, json, os, re, runpy, subprocess, sys
+import inspect, json, os, re, runpy, socket, subprocess, sys, time
 from pathlib import Path
 import pytest
+from browser_tab import BrowserTab
+from hub_server import Hub
+from openid_server import OpenID
 from run_maker import make_hollow_run, make_run
 
 import medchat as package
@@ -112,8 +115,8 @@ def test_the_hub_understands_the_head(run):
     colours = "red yellow green blue indigo purple pink gray".split()                # as the reference lists them
     assert about["colorFrom"] in colours and about["colorTo"] in colours and not about["emoji"].isascii() and len(about["short_description"]) <= 60
     assert SpaceHardware(about["suggested_hardware"]) and re.fullmatch(r"3\.\d+", about["python_version"])
-    assert "hf_oauth" not in about # visitors publish nothing from a Space
-    known = set(inspect.signature(type(card).__init__).parameters) | {"emoji", "colorFrom", "colorTo", "pinned", "short_description", "suggested_hardware"}
+    assert about["hf_oauth"] is True and about["hf_oauth_scopes"] == ["contribute-repos"] # a visitor publishes as himself, and lends no other repository of his
+    known = set(inspect.signature(type(card).__init__).parameters) | {"hf_oauth", "hf_oauth_scopes", "emoji", "colorFrom", "colorTo", "pinned", "short_description", "suggested_hardware"}
     assert set(about) <= known
 
 def test_python_3_10_is_not_python_3_1(run, monkeypatch):
@@ -158,7 +161,7 @@ def test_the_program_opens_the_page_of_its_run(run, tmp_path, monkeypatch):
     out = space(run, tmp_path/"out")
     runpy.run_path(str(out/"app.py"), run_name="__main__")
     seen = os.environ.pop("MEDCHAT_SAMPLE_DATA")
-    assert asked == [((str(out.resolve()/"run"),), dict(local=False)), dict(server_name="0.0.0.0", server_port=7860)] and seen == str(out.resolve()/"sample_data")
+    assert asked == [((str(out.resolve()/"run"),), dict(local=False, hub=False)), dict(server_name="0.0.0.0", server_port=7860)] and seen == str(out.resolve()/"sample_data")
 
 def test_there_is_such_a_page(): inspect.signature(medchat.app.make_app).bind("run", local=False)
 
@@ -190,3 +193,57 @@ def test_the_run_answers_from_the_folder_alone(tmp_path):
     home, images, reply = json.loads(done.stdout.splitlines()[-1])
     assert home == str(out.resolve()/"sample_data") and len(images) == 4 and all(i.startswith(home) for i in images)
     assert reply == generate_replies(*load_run(run), [[user_message("Is the heart enlarged?", 1)]], [[load_image(images[0])]])
+
+# --- who signs in
+
+def test_nobody_publishes_for_visitors_who_cannot_sign_in(run, monkeypatch):
+    for name in ("SYSTEM", "OAUTH_CLIENT_ID"): monkeypatch.delenv(name, raising=False)
+    from medchat.app import build_page
+    from medchat.session import Desk
+    from scripted import Scripted
+    for name in (None, "OAUTH_CLIENT_ID", "SYSTEM"): # outside a Space Gradio would hand every visitor the token of this machine
+        if name: monkeypatch.setenv(name, "spaces")
+        if name == "SYSTEM": monkeypatch.delenv("OAUTH_CLIENT_ID")
+        with pytest.raises(MedchatError, match="visitors cannot sign in here"): build_page(Desk([Scripted()]), runs=dict(chest=run), local=False)
+
+program = """
+import sys
+from medchat.app import build_page
+from medchat.session import Desk
+from pathlib import Path
+sys.path.insert(0, "tests")
+from scripted import Scripted
+build_page(Desk([Scripted()]), runs=dict(chest=Path(sys.argv[1])), fetched="fetched", local=False).launch(server_port=int(sys.argv[2]))
+"""
+
+def test_a_visitor_publishes_as_himself(run, browser, tmp_path):
+    "The page of a Space, with a sign-in by OpenID: the owner's token lies in the environment, and is not used."
+    with socket.create_server(("127.0.0.1", 0)) as s: port = s.getsockname()[1]
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with Hub({token: dict(name="ada", role="write", orgs=[]), "hf_token_of_the_visitor": dict(name="eve", role="write", orgs=[])}) as hub, OpenID("eve", "hf_token_of_the_visitor") as openid:
+        env = os.environ | hub.env(tmp_path, token=token) | openid.env("contribute-repos") | dict(SYSTEM="spaces", SPACE_ID="ada/chest", PYTHONPATH=str(root))
+        with subprocess.Popen([sys.executable, "-c", program, str(run), str(port)], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as space:
+            try:
+                for _ in range(600):
+                    with socket.socket() as s:
+                        if not s.connect_ex(("127.0.0.1", port)) or space.poll() is not None: break
+                    time.sleep(.2)
+                with BrowserTab(browser, f"http://127.0.0.1:{port}", "#question textarea", 1280, 900) as tab:
+                    page, refused = tab.page, []
+                    page.on("requestfailed", lambda r: r.failure == "csp" and refused.append(r.url)) # what Gradio's header of a Space would fetch
+                    def try_to(name, repo):
+                        page.get_by_role("tab", name="Hub").click()
+                        page.fill("#repo textarea", repo); page.click(f"#{name}")
+                    try_to("push", "eve/chest"); page.get_by_text("You are not signed in").wait_for()
+                    try_to("dry", "eve/chest"); page.wait_for_function("() => document.querySelector('#pushed textarea').value.includes('nothing was sent')")
+                    assert hub.repos == {} and page.locator("#adapter:visible").count() == 0
+                    page.click("#login"); page.wait_for_event("load"); page.get_by_role("tab", name="Hub").click(); page.wait_for_selector("#login:has-text('eve')", state="attached")
+                    assert openid.seen == ["openid profile contribute-repos"]
+                    try_to("push", "ada/chest"); page.get_by_text("hf auth").or_(page.get_by_text("not allowed")).or_(page.get_by_text("rights")).first.wait_for()
+                    assert "ada/chest" not in hub.repos
+                    try_to("push", "eve/chest"); page.wait_for_function("() => document.querySelector('#pushed textarea').value.includes('Pushed and verified')")
+                    assert list(hub.repos) == ["eve/chest"] and hub.repos["eve/chest"].private and "hf_token" not in page.content() and token not in page.content()
+                    tab.requests = [u for u in tab.requests if u not in refused]
+            finally: space.terminate(); said = space.communicate(timeout=30)[0]
+    assert "hf_token" not in said and token not in said
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before # another's push writes no card here
