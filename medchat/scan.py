@@ -16,10 +16,10 @@ from .images import _decode, load_image
 from .phi import MASK
 
 # %% auto #0
-__all__ = ['MAX_IMAGE_BYTES', 'MAX_DICOM_BYTES', 'MAX_FRAMES', 'Scan', 'open_upload']
+__all__ = ['MAX_IMAGE_BYTES', 'MAX_DICOM_BYTES', 'MAX_UNPACKED_BYTES', 'MAX_FRAMES', 'Scan', 'open_upload']
 
 # %% ../nbs/17d_scan.ipynb #0007-exportma
-MAX_IMAGE_BYTES, MAX_DICOM_BYTES, MAX_FRAMES = 20_000_000, 200_000_000, 300
+MAX_IMAGE_BYTES, MAX_DICOM_BYTES, MAX_UNPACKED_BYTES, MAX_FRAMES = 20_000_000, 64_000_000, 200_000_000, 300 # no page takes larger uploads, either (notebook 17e)
 _no_details = ("damaged DICOM file", "cannot decode the pixels") # their details may quote the file's own words
 
 @contextmanager
@@ -43,7 +43,7 @@ def _check_unpacked(path: Path, head: bytes): # a deflated DICOM file is small o
                 try: size += len(unpacker.decompress(part, 1 << 20))
                 except zlib.error: return # `read_dicom` says what is wrong with it
                 part = unpacker.unconsumed_tail
-                if size > MAX_DICOM_BYTES: raise MedchatError("a deflated file that unpacks to too much", None, f"At most {MAX_DICOM_BYTES:,} bytes")
+                if size > MAX_UNPACKED_BYTES: raise MedchatError("a deflated file that unpacks to too much", None, f"At most {MAX_UNPACKED_BYTES:,} bytes")
 
 def _kind(path: Path) -> str: # image or dicom
     if not path.exists(): raise MedchatError("no such file")
