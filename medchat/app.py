@@ -92,6 +92,6 @@ def app(
     check_exposure(host, share, who)
     need("gradio", "The chat page")
     with at_home(), ending_well():
-        print("Loading the model ...", flush=True)
+        print("Loading the model: half a minute or so ...", flush=True)
         page = make_app(*runs, with_base=with_base, url=url, url_model=url_model, log=log, keep_images=keep_images, per_minute=per_minute, voice=voice, hub=here and who is None, local=here)
         serve(page, port, "medchat is", open_browser, host, auth=who, share=share, mcp_server=mcp)

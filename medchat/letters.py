@@ -75,22 +75,36 @@ def _rows(letters: list) -> list[list]:
 
 # %% ../nbs/03b_letters.ipynb #0011-exportte
 TEXT_SUSPECT = 0.5 # the score from which a picture is a suspect: a row of four letters
+_SHARP = 0.5       # least share of a row's edges
+_REACH, _CROWD = 4, 0.5           # heights around a row; pieces in there for each of its letters
+_PER_LEVEL, _STANDS_OUT = 0.004, 0.74 # what a grey level above the crowd's steps adds to the share, and the least sum
 
-def _is_sharp(shade, row: list) -> bool:
-    "Do the brightest steps from pixel to pixel make up most of the contrast of the letters?"
+def _count(row: list) -> float:
+    "The letters of a row: a long piece is several, a bar or a tick none."
+    return sum(max(1.0, (r[2] - r[0]) / (0.75 * (r[3] - r[1]))) for r in row if r[2] - r[0] > 0.2 * (r[3] - r[1]))
+
+def _edges(shade, letters) -> tuple[float, float]:
+    "The steepest step across a letter, the median of its lines and then of the letters: in grey levels, and as a share of the contrast."
     import numpy as np
-    share = []
-    for left, top, right, bottom, pen in row:
+    found = []
+    for left, top, right, bottom, pen in letters:
         part = shade[max(0, top - 1):bottom + 1, max(0, left - 1):right + 1].astype(np.int16)
-        steps = np.abs(np.diff(part, axis=1)).max(1)
-        share.append(np.median(steps[1:-1]) / max(1.0, pen - np.percentile(part, 10)))
-    return bool(np.median(share) > 0.5)
+        step = np.median(np.abs(np.diff(part, axis=1)).max(1)[1:-1])
+        found.append((step, step / max(1.0, pen - np.percentile(part, 10))))
+    return tuple(np.median(found, 0).tolist())
 
-def _line(shade, row: list) -> tuple | None:
-    "A row as (box, number of letters), when it is long enough to be a word; None when it is not."
-    left, top, right, bottom = min(r[0] for r in row), min(r[1] for r in row), max(r[2] for r in row), max(r[3] for r in row)
-    count = sum(max(1.0, (r[2] - r[0]) / (0.75 * (r[3] - r[1]))) for r in row if r[2] - r[0] > 0.2 * (r[3] - r[1]))
-    return ((left, top, right, bottom), count) if count >= 3.9 and _is_sharp(shade, row) else None
+def _box(row: list) -> tuple[int, int, int, int]:
+    lefts, tops, rights, bottoms, _ = zip(*row)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+def _stands_out(shade, row: list, others) -> bool:
+    "Are the edges of a sharp row sharper than those of the like pieces around it? Yes, where there are few."
+    import numpy as np
+    (left, top, right, bottom), near = _box(row), _REACH * float(np.median([b - t for _, t, _, b, _ in row]))
+    crowd = others[(others[:, 2] > left - near) & (others[:, 0] < right + near) & (others[:, 3] > top - near) & (others[:, 1] < bottom + near)]
+    if len(crowd) < _CROWD * _count(row): return True
+    step, share = _edges(shade, row)
+    return share + _PER_LEVEL * (step - _edges(shade, crowd)[0]) > _STANDS_OUT
 
 # %% ../nbs/03b_letters.ipynb #0012-exportde
 def _noise(grey) -> float:
@@ -105,8 +119,10 @@ def _lines(grey, scale: float) -> list[tuple]:
     import numpy as np
     found, contrast = [], min(255, max(36, round(4.5 * _noise(grey))))
     for shade in (grey, 255 - grey):
-        rows = _rows(_letters(shade, _pieces(_strokes(shade, contrast=contrast))))
-        found += [(tuple(int(round(v * scale)) for v in line[0]), line[1]) for row in rows if (line := _line(shade, row))]
+        letters = _letters(shade, _pieces(_strokes(shade, contrast=contrast)))
+        rows = [row for row in _rows(letters) if _count(row) >= 3.9 and _edges(shade, row)[1] > _SHARP]
+        others = np.array(sorted(set(letters) - {letter for row in rows for letter in row}), int).reshape(-1, 5)
+        found += [(tuple(round(v * scale) for v in _box(row)), _count(row)) for row in rows if _stands_out(shade, row, others)]
     return found
 
 # %% ../nbs/03b_letters.ipynb #0013-exportde
@@ -121,7 +137,9 @@ def _text_lines(image) -> list[tuple]:
         small = [max(1, round(v / (scale * size))) for v in image.size]
         shrunk = plain if small == list(image.size) else plain.resize(small, Image.Resampling.BOX)
         grey = np.asarray(shrunk)
-        found += _lines(grey if grey.ndim == 2 else np.maximum(np.maximum(grey[..., 0], grey[..., 1]), grey[..., 2]), scale * size)
+        planes = [grey] if grey.ndim == 2 else [grey.max(2), grey.min(2)] # dark letters on a light colour show in the darkest channel only
+        if len(planes) == 2 and (planes[0] - planes[1]).max() < 48: planes = planes[:1] # hardly any colour
+        for plane in planes: found += _lines(plane, scale * size)
     return found
 
 def text_boxes(

@@ -266,7 +266,7 @@ def check_repo_id(
     raise MedchatError("not a repository name", repr(repo_id), "Give OWNER/NAME: letters, digits, - _ . (your owner name: hf auth whoami)")
 
 # %% ../nbs/19_publish.ipynb #0044-exportby
-_by_status = {401: ("the Hub does not accept this token", "Log in again: hf auth login"),
+_by_status = {401: ("the Hub does not accept this token", "Log in again: hf auth login (on a Space: sign out and in)"),
     403: ("this token may not write there", "It needs the role 'write' and an owner that is yours: hf auth whoami"),
     404: ("the Hub has no such repository, or this token may not see it", "Check the name, and who you are: hf auth whoami"),
     429: ("the Hub asks to slow down", "Wait some minutes and repeat the command")}
