@@ -27,7 +27,7 @@ def row_hash(
     row: dict,     # of `COLUMNS`
 ) -> str:          # 64 hexadecimal digits
     "The hash of a row in its chain."
-    return hashlib.sha256((previous + json.dumps({k: row[k] for k in COLUMNS}, sort_keys=True, separators=(",", ":"))).encode()).hexdigest()
+    return hashlib.sha256((previous + json.dumps({k: row[k] for k in COLUMNS}, sort_keys=True, separators=(",", ":"), default=repr)).encode()).hexdigest()
 
 def image_hash(
     image, # PIL image
@@ -94,7 +94,7 @@ def read_head(
     try:
         head = json.loads(_database(path, new=True).with_suffix(".head").read_text())
         return int(head["count"]), str(head["hash"])
-    except (OSError, ValueError, KeyError, TypeError): return None
+    except (OSError, ValueError, OverflowError, KeyError, TypeError): return None
 
 def _check_head(db, path: Path): # rows that its head names must be there
     head, rows = read_head(path), db.execute("select max(n) from log").fetchone()[0] or 0

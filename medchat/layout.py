@@ -55,6 +55,7 @@ look_css = """
 .hidden-link {display: none !important}
 .medchat-table {width: 100%; border-collapse: collapse; font-size: .9rem}
 .medchat-table, .medchat-table tr {border: 0 !important}
+#findings td:nth-child(2) {white-space: nowrap}
 .medchat-table th, .medchat-table td {text-align: left; padding: 4px 8px; border-width: 0 0 1px !important; border-style: solid; border-color: var(--border-color-primary) !important; vertical-align: top}
 .medchat-bar {display: inline-block; height: .7em; background: #0f766e; border-radius: 2px; vertical-align: baseline}
 #hits td, #findings td, #answers td {overflow-wrap: anywhere} #hits td:first-child {white-space: nowrap} .medchat-quiet {color: var(--body-text-color-subdued); font-size: .875rem}
@@ -161,7 +162,7 @@ def _chat_tab(gr, box: dict, feedback: bool):
         box["paper"] = gr.DownloadButton("File", elem_id="paper", elem_classes="hidden-link")
     with gr.Row(elem_id="corrections", visible=feedback):
         box["correction"] = gr.Textbox(**words_of("correction", "en"), scale=8, min_width=120, elem_id="correction", max_length=LONGEST_PASTE)
-        box["correct"] = gr.Button(**words_of("correct", "en"), scale=1, min_width=120, elem_id="correct")
+        box["correct"] = gr.Button(**words_of("correct", "en"), scale=2, min_width=160, elem_id="correct")
 
 # %% ../nbs/19b_layout.ipynb #0019-exportde
 def _looked_tab(gr, box: dict):
@@ -203,7 +204,7 @@ def _compare_tab(gr, box: dict, names: Sequence[str], here: Sequence[str]):
     box["models"] = gr.CheckboxGroup(list(names), value=list(here)[:2], **words_of("models", "en"), elem_id="models")
     with gr.Row():
         box["compare_question"] = gr.Textbox(**words_of("compare_question", "en"), scale=8, elem_id="compare_question", max_length=LONGEST_PASTE)
-        box["compare"] = gr.Button(**words_of("compare", "en"), variant="primary", scale=1, min_width=100, elem_id="compare")
+        box["compare"] = gr.Button(**words_of("compare", "en"), variant="primary", scale=2, min_width=140, elem_id="compare")
     box["answers"] = gr.HTML(elem_id="answers")
     with gr.Row():
         box["vote"] = gr.Radio(["A", "B", "equal", "bad"], **words_of("vote", "en"), elem_id="vote")

@@ -345,6 +345,7 @@ def publish(
     files = files_to_push(run, repo_id)
     hub = need("huggingface_hub", "Publishing")
     url, token = f"{hub.HfApi().endpoint}/{repo_id}", None if dry_run else token()
+    if not (token or dry_run): raise MedchatError("no token", None, "Sign in first") # the library would take this machine's own
     out = dict(repo_id=repo_id, url=url, private=not public, commit=None)
     if token and (leaky := [k for k, v in files.items() if token.encode() in _bytes(v)]):
         raise MedchatError("a file of the run holds your token", leaky[0], "Take it out, and make a new token: it is no secret any more")

@@ -96,7 +96,7 @@ class Session:
         self.desk, self.user, self.lock = desk, user, threading.RLock()
         self.name = next(iter(desk.engines))  # of the engine that answers
         self.chat, self.turns, self.past = self._new_chat(), [], deque(maxlen=200) # past: turns of earlier conversations
-        self.scan, self.image, self.file, self.picture_notes, self.picture_fired, self.unseen = None, None, None, [], [], False
+        self.scan, self.image, self.file, self.frame, self.picture_notes, self.picture_fired, self.unseen = None, None, None, 0, [], [], False
         self.checked, self.drafted = None, None # the last finding check and draft: image, identity of the model, what it said
         self.busy, self.stopped, self.blind, self.report, self.away = False, False, [], {}, False # report: the last draft, section by section.  away: does the visitor sit at another machine?
 
@@ -146,7 +146,8 @@ def look(self: Session,
         if file == self.file: return False
         scan = open_upload(file) if file else None
         same = self._show(scan.view() if scan else None, together)
-        self.scan, self.file = scan, file
+        self.scan, self.file, self.frame = scan, file, 0
+        if not same: self.blind, self.report = [], {}
         return not same
 
 @patch
@@ -154,10 +155,14 @@ def view(self: Session,
     frame: int = 0,
     level: float | None = None, # middle of the window, in the file's units
     width: float | None = None, # of the window
-):
+) -> bool: # is it another frame than before?
     "Another frame or window of the scan; the model sees it with the next question."
     with self.lock:
-        if self.scan is not None: self._show(self.scan.view(frame, level, width), True)
+        if self.scan is None: return False
+        self._show(self.scan.view(frame, level, width), True)
+        new, self.frame = frame != self.frame, frame
+        if new: self.blind, self.report = [], {}
+        return new
 
 @patch
 def _show(self: Session, image, together: bool) -> bool: # was it the same?
@@ -168,6 +173,10 @@ def _show(self: Session, image, together: bool) -> bool: # was it the same?
     self.image, self.unseen = old if same else seen, self.unseen if same else seen is not None
     self.picture_notes, self.picture_fired = (gate.notes, gate.fired) if gate else ([], [])
     return same
+
+@patch
+def _still(self: Session, image): # raise when it is not the image of the page any more
+    if self.image is not image: raise MedchatError("the image changed while the model was at work", hint="Press the button again")
 
 # %% ../nbs/17f_session.ipynb #0019-exportpa
 @patch
@@ -222,7 +231,7 @@ def _answer(self: Session, turn: Turn, chat: Chat) -> Iterator[Turn]:
     if behind.verdict.blocked and turn.kept: chat.undo(); turn.kept = False
     if turn.kept:
         turn.chance = math.prod(p for _, p in chat.tokens) if chat.tokens and not self.stopped else None
-        if turn.images and chat is self.chat: self.unseen = False
+        if turn.images and chat is self.chat: self.unseen = self.image is not None and self.image is not turn.images[-1] # it may have changed while the model wrote
     turn.reply = turn.reply.strip() or ("(stopped)" if self.stopped else "(no answer)")
     turn.fired += behind.verdict.fired; turn.notes += behind.verdict.notes
     yield turn
@@ -301,6 +310,7 @@ def findings(self: Session) -> Iterator[FindingCheck]:
     try:
         for check in check_findings(engine, image, known=self.desk.known.get(self.name)):
             gates = [check_reply(check.reason), *([check_reply("yes", check.question)] if check.status == "present" else [])]
+            self._still(image)
             check.reason = " ".join(filter(None, [gates[0].text, *(f"⚠ {note}" for gate in gates for note in gate.notes)]))
             done.append(check); fired += [rule for gate in gates for rule in gate.fired]
             yield check
@@ -317,6 +327,7 @@ def draft(self: Session,
     self._ready()
     image, engine = self.image, self.engine
     draft = draft_report(engine, image, schema)
+    self._still(image)
     gate = check_reply(draft.text)
     self.report, self.drafted = draft.data if gate.text == draft.text else dict(draft=gate.text), (image, engine.identity, gate.text)
     gate.notes, gate.fired = [*self.picture_notes, *gate.notes], [*self.picture_fired, *gate.fired]
@@ -343,7 +354,8 @@ def maps(self: Session,
     if kind not in MAPS: raise MedchatError("no such map", kind, f"There are: {', '.join(MAPS)}")
     prompt, images, reply = self._put(n)
     self.desk.admit(self.user)
-    found = MAPS[kind](self.engine.model, self.engine.processor, prompt, images, reply, lock=self.engine.alone())
+    chat, found = self.chat, MAPS[kind](self.engine.model, self.engine.processor, prompt, images, reply, lock=self.engine.alone())
+    if chat is not self.chat: raise MedchatError("the conversation changed while the model was at work", hint="Ask first, then press the button again")
     return (found if isinstance(found, Maps) else Maps([], [], found[None])), images[-1] # a gradient has one map for all tokens
 
 @patch
@@ -414,7 +426,10 @@ def compare(self: Session,
     self.blind, said = [], [""] * len(order)
     if gate.blocked: self._write_down("compare", {}, [], "(not kept)", gate.text, gate.fired); yield [gate.text] * len(order); return
     for k, name in enumerate(order):
-        for text in self._one_of(name, gate, image): said[k] = text; yield list(said)
+        for text in self._one_of(name, gate, image):
+            self._still(image)
+            said[k] = text
+            yield list(said)
     self.blind = order
 
 @patch

@@ -89,6 +89,9 @@ def turn_text(
     end = [f"({say('stopped', language)})"] if turn.state == "stopped" else []
     return "\n\n".join([turn.reply or "…", *end, *(f"⚠ {note}" for note in turn.notes)])
 
+def _left(gr, tab: Session, image): # of a panel, when its work failed: nothing, when another image came
+    return gr.skip() if tab.image is image else ""
+
 def _talk(wire: Wiring, tab: Session, language: str, error: str = "", **more) -> list:
     "Values for the parts of the chat."
     said = [(dict(role="user", content=html.escape(t.question, quote=False)), dict(role="assistant", content=html.escape(turn_text(t, language), quote=False))) for t in tab.turns]
@@ -118,9 +121,9 @@ def _chat_handlers(wire: Wiring) -> dict:
         told = notice_html(say("new_image", language) if before and not tab.turns else "", calm=True)
         return _talk(wire, tab, language, **(dict(image=tab.image, notice=told, **_scan_values(gr, tab, language), **_of_no_image) if new else {}))
     def turn(tab, frame, level, width, language):
-        try: tab.view(int(frame), *((level, width) if tab.scan is not None and tab.scan.window else (None, None)))
+        try: new = tab.view(int(frame), *((level, width) if tab.scan is not None and tab.scan.window else (None, None)))
         except Exception as e: return _talk(wire, tab, language, say_error(e, language))
-        return _talk(wire, tab, language, image=tab.image)
+        return _talk(wire, tab, language, image=tab.image, **(_of_no_image if new else {}))
     def put(tab, file, question, together, language, request: gr.Request): # the name `ask` is for programs, see below
         more = {}
         try:
@@ -312,13 +315,13 @@ def wire_findings(
     "The table of findings."
     gr, box = wire.gr, wire.box
     def check(tab, language, request: gr.Request):
-        done = []
+        done, image = [], tab.image
         try:
             for one in known_as(tab, request).findings():
                 done.append(one)
                 yield findings_html(done, language), ""
             yield findings_html(done, language, tab.contradictions()), ""
-        except Exception as e: yield gr.skip(), notice_html(say_error(e, language))
+        except Exception as e: yield _left(gr, tab, image), notice_html(say_error(e, language))
     check.__annotations__["request"] = gr.Request
     box["check"].click(check, wire.parts_with_tab("language"), wire.parts("findings", "notice"), **wire.slow)
 
@@ -334,22 +337,27 @@ def wire_report(
     wire: Wiring,
 ):
     "A draft of a report, and the second voice."
-    gr, box, kept = wire.gr, wire.box, wire.gr.State("")
+    gr, box = wire.gr, wire.box
     def draft(tab, schema, language, request: gr.Request):
+        image = tab.image
         try: made, gate = known_as(tab, request).draft(schema)
-        except Exception as e: return gr.skip(), gr.skip(), gr.skip(), notice_html(say_error(e, language))
+        except Exception as e: return _left(gr, tab, image), gr.skip(), notice_html(say_error(e, language))
         leaves = wire.voice.leaves(gate.text) if wire.voice else ""
-        return gate.text, report_html(gate.text, [*gate.notes, *tab.contradictions()]), f'<p class="medchat-quiet">{html.escape(leaves)}</p>', ""
+        return report_html(gate.text, [*gate.notes, *tab.contradictions()]), f'<p class="medchat-quiet">{html.escape(leaves)}</p>', ""
     draft.__annotations__["request"] = gr.Request
-    box["draft"].click(draft, wire.parts_with_tab("schema", "language"), [kept, *wire.parts("report", "leaves", "notice")], **wire.slow)
+    box["draft"].click(draft, wire.parts_with_tab("schema", "language"), wire.parts("report", "leaves", "notice"), **wire.slow)
     if wire.voice is None: return
-    def explain(tab, report, question, audience, language):
+    def explain(tab, question, audience, language):
+        image = tab.image
+        about, _, report = tab.drafted or (None, None, "")
         try:
-            for said in tab.explain(wire.voice, report or "", question, audience, language): yield f"{said}\n\n{DISCLAIMER}", ""
-        except Exception as e: yield gr.skip(), notice_html(say_error(e, language))
+            for said in tab.explain(wire.voice, report if about is image else "", question, audience, language):
+                if tab.image is not image: yield "", gr.skip(); return
+                yield f"{said}\n\n{DISCLAIMER}", ""
+        except Exception as e: yield _left(gr, tab, image), notice_html(say_error(e, language))
     rest, out = wire.parts("audience", "language"), wire.parts("explained", "notice")
-    box["explain"].click(explain, [wire.tab, kept, gr.State(""), *rest], out, **wire.slow)
-    gr.on([box["ask_report"].click, box["report_question"].submit], explain, [wire.tab, kept, box["report_question"], *rest], out, **wire.slow)
+    box["explain"].click(explain, [wire.tab, gr.State(""), *rest], out, **wire.slow)
+    gr.on([box["ask_report"].click, box["report_question"].submit], explain, [wire.tab, box["report_question"], *rest], out, **wire.slow)
 
 # %% ../nbs/19c_tabs.ipynb #0036-exportde
 def answers_html(
@@ -368,10 +376,10 @@ def wire_compare(
     "The same question to several models, and a blind vote."
     gr, box, kept = wire.gr, wire.box, wire.gr.State([])
     def compare(tab, names, question, language, request: gr.Request):
-        said = []
+        said, image = [], tab.image
         try:
             for said in known_as(tab, request).compare(names, question): yield said, answers_html(said), gr.update(choices=[*(chr(65 + k) for k in range(len(said))), "equal", "bad"], value=None), ""
-        except Exception as e: yield gr.skip(), gr.skip(), gr.skip(), notice_html(say_error(e, language))
+        except Exception as e: yield gr.skip(), _left(gr, tab, image), gr.skip(), notice_html(say_error(e, language))
     def vote(tab, said, better, language):
         try: names = tab.vote(better or "")
         except Exception as e: return gr.skip(), notice_html(say_error(e, language))
@@ -399,7 +407,7 @@ def _sizes(files: dict) -> str: # name and size of each file
 
 # %% ../nbs/19c_tabs.ipynb #0041-exportde
 def _token_of(visitor) -> str: # gr.OAuthToken, or None
-    if visitor is None: raise MedchatError("you are not signed in", hint="Press: Sign in with Hugging Face")
+    if visitor is None or not visitor.token: raise MedchatError("you are not signed in", hint="Press: Sign in with Hugging Face")
     return visitor.token
 
 def _sent(gr, job, language: str) -> tuple: # what `publish` or `push` did, in words; a notice
@@ -470,7 +478,7 @@ def _ask_endpoint(wire: Wiring):
         """
         def job():
             tab = _visit(wire.desk, image, model, request)
-            tab.ask(question)
+            tab.ask(question or "")
             for turn in tab.answer(): pass
             return dict(reply=turn.reply, probability=turn.chance, notes=turn.notes, fired=turn.fired, model=turn.identity)
         return _guarded(gr, job)

@@ -109,7 +109,7 @@ def ask(self: Voice,
 @patch
 def _say(self: Voice, told: str, report: str, before: list[str], question: str) -> Iterator[str]:
     "The reply; `masked` counts what was masked for it."
-    if not report.strip(): raise MedchatError("no report to explain", repr(report), "Draft one first")
+    if not report.strip(): raise MedchatError("no report to explain", hint="Draft one first")
     (report, question, *before), self.masked = mask_for(self.host, [report, question, *before])
     before, question = [_spelled(t) for t in before], _spelled(question)
     asked = [*before[::2], *([question] if question else [])] or [""]

@@ -1,5 +1,5 @@
 "The chat page in a headless Chromium: what a person does with it, in each tab, and what the server lets through."
-import io, json, os, re, signal, socket, subprocess, sys, time
+import io, json, os, re, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 import pytest
 from PIL import Image
@@ -434,6 +434,18 @@ def test_what_belongs_to_another_image_goes_with_it(wide, films):
     assert wide.page.inner_text("#report").strip() == ""
     wide.open("findings"); assert wide.page.inner_text("#findings").strip() == ""
     wide.open("history"); wide.shows("#hits", "Heart?"); wide.shows("#hits", say("answer"))
+
+def test_what_is_made_for_an_image_that_is_gone_is_not_shown(wide, films, monkeypatch):
+    obey, go = Scripted._obeying, threading.Event()
+    monkeypatch.setattr(Scripted, "_obeying", lambda self, form: (go.wait(20), obey(self, form))[1])
+    wide.upload(films/"a.png")
+    for key, button, panel, other in (("findings", "#check", "#findings", "b.jpg"), ("report", "#draft_report", "#report", "a.png")):
+        go.clear(); wide.open(key); wide.page.click(button)
+        while not Scripted.now: wide.page.wait_for_timeout(20) # the model is at work
+        wide.upload(films/other); go.set()
+        wide.notice("image changed")
+        assert wide.page.inner_text(panel).strip() == ""
+    wide.page.click("#explain"); wide.notice("No report to explain.")
 
 def test_a_question_for_treatment_is_refused(wide, films):
     wide.upload(films/"a.png"); wide.send("What dose of amoxicillin should she take?"); wide.done(1)

@@ -77,6 +77,10 @@ def test_missing_and_added_rows_show(log, tmp_path, sql, row, why):
     found = verify(spoiled(log, tmp_path, sql))
     assert found.broken == row and why in found.why
 
+def test_bytes_in_a_row_show(log, tmp_path):
+    fill(log)
+    assert verify(spoiled(log, tmp_path, "update log set reply = x'ff00' where n = 3")).broken == 3
+
 def test_swapped_rows_show(log, tmp_path):
     fill(log)
     copy = spoiled(log, tmp_path, "update log set n = case n when 2 then -3 else -2 end where n in (2, 3)")
@@ -86,7 +90,7 @@ def test_swapped_rows_show(log, tmp_path):
 def test_a_head_that_is_gone_or_torn_or_another_shows(log):
     fill(log); head = log.path.with_suffix(".head")
     kept = head.read_text()
-    for text in ("", "{", "[]", '{"count": "x", "hash": ""}', '{"count": 4, "hash": "00"}', '{"count": 6, "hash": "00"}', '{"count": -1, "hash": "00"}'):
+    for text in ("", "{", "[]", '{"count": "x", "hash": ""}', '{"count": 4, "hash": "00"}', '{"count": 6, "hash": "00"}', '{"count": -1, "hash": "00"}', '{"count": 1e400, "hash": ""}', '{"count": NaN, "hash": ""}'):
         head.write_text(text); assert verify(log.path).broken is not None, text
     head.unlink(); assert "no head file" in verify(log.path).why
     with pytest.raises(MedchatError, match="what its head says"): log.add("ann", {}, [], "q", "r", [])

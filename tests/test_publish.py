@@ -8,7 +8,7 @@ from run_maker import make_hollow_run, make_run
 
 from medchat.core import MedchatError
 from medchat.runs import data_hash
-from medchat.publish import card_text, check_repo_id, differing, files_to_push, hub_error, push, read_scores, without_paths, write_card
+from medchat.publish import card_text, check_repo_id, differing, files_to_push, hub_error, publish, push, read_scores, without_paths, write_card
 
 root = Path(__file__).resolve().parent.parent
 ada, bob, wrong = "hf_good_token_of_ada", "hf_read_token_of_bob", "hf_wrong_token_of_eve"
@@ -294,6 +294,11 @@ def test_no_token(hub, client, run):
     code, out, err = client("push", run, "ada/x", HF_TOKEN=None)
     client("--version", HF_TOKEN=ada)
     assert code == 2 and "hf auth login" in one_line(err) and "ada/x" not in hub.repos
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_token_is_not_replaced_by_this_machines_own(run, monkeypatch, empty):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
+    with pytest.raises(MedchatError, match="no token"): publish(run, "ada/chest", lambda: empty)
 
 def test_the_login_file_works_too(hub, run, tmp_path):
     (tmp_path/"home").mkdir(); (tmp_path/"home"/"token").write_text(ada + "\n")

@@ -592,3 +592,43 @@ def test_two_visitors_at_once_get_their_own_answers(real):
     for t in threads: t.start()
     for t in threads: t.join()
     assert [said[k] for k in range(3)] == alone
+
+
+# --- another image comes while the model is at work
+
+@pytest.mark.parametrize("job", ["findings", "draft", "compare"])
+def test_what_belongs_to_an_image_that_is_gone_is_not_kept(films, job):
+    tab = visit(films, Scripted(), Scripted())
+    def work():
+        if job == "draft":
+            obey = tab.engine._obeying
+            tab.engine._obeying = lambda form: (tab.look(films/"1.png"), obey(form))[1]
+            tab.draft()
+        else:
+            steps = iter(tab.findings() if job == "findings" else tab.compare(["parrot", "parrot (2)"], "What is it?"))
+            next(steps); tab.look(films/"1.png"); list(steps)
+    with pytest.raises(MedchatError, match="image changed"): work()
+    assert (tab.report, tab.drafted, tab.blind, tab.contradictions(), tab.turns) == ({}, None, [], [], []) and tab.image.width == 113
+    with pytest.raises(MedchatError, match="nothing to vote on"): tab.vote("A")
+
+def test_a_map_of_a_conversation_that_is_gone_is_not_shown(films, monkeypatch):
+    tab = visit(films)
+    tab.engine.model, tab.engine.processor, tab.engine.alone = None, None, lambda: None
+    put(tab, "What is it?")
+    monkeypatch.setitem(MAPS, "gradient", lambda *a, **kw: tab.look(films/"1.png") and {None: None})
+    with pytest.raises(MedchatError, match="conversation changed"): tab.maps(kind="gradient")
+
+def test_an_image_that_comes_during_an_answer_goes_with_the_next_question(films):
+    tab = visit(films)
+    tab.ask("first?"); writing = tab.answer(); next(writing)
+    tab.look(films/"1.png", together=True)
+    assert list(writing)[-1].images[0].width == 112
+    assert [i.width for i in put(tab, "second?").images] == [113] and not put(tab, "third?").images
+
+def test_another_frame_takes_the_report_and_the_vote_with_it(films):
+    from pydicom.data import get_testdata_file
+    tab = Session(Desk([Scripted(), Scripted()]))
+    tab.look(get_testdata_file("SC_rgb_rle_2frame.dcm"))
+    tab.draft(); list(tab.compare(["parrot", "parrot (2)"], "What is it?"))
+    assert not tab.view(0) and tab.report and tab.blind
+    assert tab.view(1) and (tab.report, tab.blind) == ({}, [])
