@@ -55,10 +55,9 @@ look_css = """
 .hidden-link {display: none !important}
 .medchat-table {width: 100%; border-collapse: collapse; font-size: .9rem}
 .medchat-table, .medchat-table tr {border: 0 !important}
-#findings td:nth-child(2) {white-space: nowrap}
 .medchat-table th, .medchat-table td {text-align: left; padding: 4px 8px; border-width: 0 0 1px !important; border-style: solid; border-color: var(--border-color-primary) !important; vertical-align: top}
 .medchat-bar {display: inline-block; height: .7em; background: #0f766e; border-radius: 2px; vertical-align: baseline}
-#hits td, #findings td, #answers td {overflow-wrap: anywhere} #hits td:first-child {white-space: nowrap} .medchat-quiet {color: var(--body-text-color-subdued); font-size: .875rem}
+#hits td, #findings td, #answers td {overflow-wrap: anywhere} #hits td:first-child, #findings td:nth-child(2) {white-space: nowrap} .medchat-quiet {color: var(--body-text-color-subdued); font-size: .875rem}
 .medchat-warn {padding: 6px 10px; border-radius: 8px; background: #fffbeb; color: #78350f; border: 1px solid #fcd34d; margin-bottom: 6px}
 @media (max-width: 640px) {
   #image {height: 260px !important}

@@ -93,6 +93,7 @@ def _edges(shade, letters) -> tuple[float, float]:
         found.append((step, step / max(1.0, pen - np.percentile(part, 10))))
     return tuple(np.median(found, 0).tolist())
 
+# %% ../nbs/03b_letters.ipynb #0012-exportde
 def _box(row: list) -> tuple[int, int, int, int]:
     lefts, tops, rights, bottoms, _ = zip(*row)
     return min(lefts), min(tops), max(rights), max(bottoms)
@@ -106,7 +107,7 @@ def _stands_out(shade, row: list, others) -> bool:
     step, share = _edges(shade, row)
     return share + _PER_LEVEL * (step - _edges(shade, crowd)[0]) > _STANDS_OUT
 
-# %% ../nbs/03b_letters.ipynb #0012-exportde
+# %% ../nbs/03b_letters.ipynb #0013-exportde
 def _noise(grey) -> float:
     "The median step between neighbours in a row, about one standard deviation of noise."
     import numpy as np
@@ -125,7 +126,7 @@ def _lines(grey, scale: float) -> list[tuple]:
         found += [(tuple(round(v * scale) for v in _box(row)), _count(row)) for row in rows if _stands_out(shade, row, others)]
     return found
 
-# %% ../nbs/03b_letters.ipynb #0013-exportde
+# %% ../nbs/03b_letters.ipynb #0014-exportde
 def _text_lines(image) -> list[tuple]:
     "Rows of letters at two sizes: the picture with at most 1,280 pixels a side, and half of that."
     import numpy as np

@@ -164,6 +164,7 @@ def view(self: Session,
         if new: self.blind, self.report = [], {}
         return new
 
+# %% ../nbs/17f_session.ipynb #0017-exportpa
 @patch
 def _show(self: Session, image, together: bool) -> bool: # was it the same?
     gate = check_picture(image) if image is not None else None
@@ -178,7 +179,7 @@ def _show(self: Session, image, together: bool) -> bool: # was it the same?
 def _still(self: Session, image): # raise when it is not the image of the page any more
     if self.image is not image: raise MedchatError("the image changed while the model was at work", hint="Press the button again")
 
-# %% ../nbs/17f_session.ipynb #0019-exportpa
+# %% ../nbs/17f_session.ipynb #0020-exportpa
 @patch
 def ask(self: Session,
     question: str,
@@ -195,7 +196,7 @@ def ask(self: Session,
         self.turns.append(Turn(clean_text(question)))
         self.busy, self.stopped = True, False
 
-# %% ../nbs/17f_session.ipynb #0020-exportpa
+# %% ../nbs/17f_session.ipynb #0021-exportpa
 @patch
 def answer(self: Session) -> Iterator[Turn]: # the turn as it grows
     "Stream the answer to the question that waits."
@@ -215,7 +216,7 @@ def answer(self: Session) -> Iterator[Turn]: # the turn as it grows
     finally:
         if self.turns is turns: self.busy = False
 
-# %% ../nbs/17f_session.ipynb #0021-exportpa
+# %% ../nbs/17f_session.ipynb #0022-exportpa
 @patch
 def _answer(self: Session, turn: Turn, chat: Chat) -> Iterator[Turn]:
     gate = check_question(turn.question)
@@ -243,7 +244,7 @@ def _pieces(self: Session, turn: Turn, chat: Chat) -> Iterator[str]: # what the 
         yield piece
         if self.stopped: chat.stop()
 
-# %% ../nbs/17f_session.ipynb #0025-exportpa
+# %% ../nbs/17f_session.ipynb #0026-exportpa
 @patch
 def back(self: Session,
     n: int, # the place of a turn, from 0
@@ -272,7 +273,7 @@ def use(self: Session,
         self.chat = self._new_chat()
         self.chat.messages, self.chat.images = messages, images
 
-# %% ../nbs/17f_session.ipynb #0028-exportpa
+# %% ../nbs/17f_session.ipynb #0029-exportpa
 @patch
 def judge(self: Session,
     n: int,               # the place of a turn, from 0
@@ -296,7 +297,7 @@ def seen(self: Session,
     "The images of the conversation up to a turn."
     return [image for turn in self.turns[:n + 1] if turn.kept or turn is self.turns[n] for image in turn.images]
 
-# %% ../nbs/17f_session.ipynb #0031-exportpa
+# %% ../nbs/17f_session.ipynb #0032-exportpa
 @patch
 def _ready(self: Session, question: str = ""):
     if self.image is None: raise MedchatError("there is no image yet", hint="Upload one, or click an example")
@@ -318,7 +319,7 @@ def findings(self: Session) -> Iterator[FindingCheck]:
         if done: self.checked = image, engine.identity, done
         if done: self._write_down("findings", engine.identity, [image], "(finding check)", "; ".join(f"{c.finding}: {c.status}" for c in done), sorted(set(fired)))
 
-# %% ../nbs/17f_session.ipynb #0032-exportpa
+# %% ../nbs/17f_session.ipynb #0033-exportpa
 @patch
 def draft(self: Session,
     schema: str = "radiology", # or endoscopy
@@ -342,7 +343,7 @@ def contradictions(self: Session) -> list[str]: # a sentence for each
     if image is not self.image: return []
     return disagreements(checks) + (disagreements(checks, text) if drawn is image and who == author else [])
 
-# %% ../nbs/17f_session.ipynb #0035-exportma
+# %% ../nbs/17f_session.ipynb #0036-exportma
 MAPS = dict(attention=attention_maps, gradient=grad_cam)
 
 @patch
@@ -377,7 +378,7 @@ def agreement(self: Session,
     self.desk.admit(self.user)
     return agreement(self.engine.sample(prompt, images, samples, max_new_tokens=self.desk.max_new_tokens), reply)
 
-# %% ../nbs/17f_session.ipynb #0038-exportpa
+# %% ../nbs/17f_session.ipynb #0039-exportpa
 @patch
 def explain(self: Session,
     voice,                     # a Voice
@@ -399,7 +400,7 @@ def explain(self: Session,
     finally:
         if said: self._write_down("voice", voice.engine.identity, [], front.text or f"(explained to a {audience})", said, [*front.fired, *behind.verdict.fired])
 
-# %% ../nbs/17f_session.ipynb #0041-exportpa
+# %% ../nbs/17f_session.ipynb #0042-exportpa
 @patch
 def _one_of(self: Session, name: str, gate, image) -> Iterator[str]: # what one model of a comparison has said so far, then with the notes
     engine, behind, said = self.desk.engines[name], StreamGate(gate.text), ""
@@ -411,7 +412,7 @@ def _one_of(self: Session, name: str, gate, image) -> Iterator[str]: # what one 
     finally:
         if said: self._write_down("compare", engine.identity, [image], gate.text, said, [*gate.fired, *self.picture_fired, *behind.verdict.fired])
 
-# %% ../nbs/17f_session.ipynb #0042-exportpa
+# %% ../nbs/17f_session.ipynb #0043-exportpa
 @patch
 def compare(self: Session,
     names: Sequence[str], # of engines of the desk, two or more
@@ -446,7 +447,7 @@ def vote(self: Session,
     shown, self.blind = self.blind, []
     return shown
 
-# %% ../nbs/17f_session.ipynb #0045-exportpa
+# %% ../nbs/17f_session.ipynb #0046-exportpa
 @patch
 def history(self: Session,
     words: str = "", # that the question or the reply holds, in any case
