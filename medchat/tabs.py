@@ -92,6 +92,10 @@ def turn_text(
 def _left(gr, tab: Session, image): # of a panel, when its work failed: nothing, when another image came
     return gr.skip() if tab.image is image else ""
 
+def _by(tab: Session) -> str: # whose words a panel shows, where there are several models
+    return f'<p class="medchat-quiet">{html.escape(tab.name)}</p>' if len(tab.desk.engines) > 1 else ""
+
+# %% ../nbs/19c_tabs.ipynb #0015-exportde
 def _talk(wire: Wiring, tab: Session, language: str, error: str = "", **more) -> list:
     "Values for the parts of the chat."
     said = [(dict(role="user", content=html.escape(t.question, quote=False)), dict(role="assistant", content=html.escape(turn_text(t, language), quote=False))) for t in tab.turns]
@@ -110,7 +114,7 @@ def _scan_values(gr, tab: Session, language: str) -> dict:
         out[name] = gr.update(visible=value is not None, minimum=low, maximum=high, value=value or 0, step=(high - low) / 500)
     return out
 
-# %% ../nbs/19c_tabs.ipynb #0016-exportde
+# %% ../nbs/19c_tabs.ipynb #0017-exportde
 def _chat_handlers(wire: Wiring) -> dict:
     "What happens when someone uploads, asks, waits, takes back or clears."
     gr = wire.gr
@@ -142,7 +146,7 @@ def _chat_handlers(wire: Wiring) -> dict:
     put.__annotations__["request"] = gr.Request # Gradio reads it, and this module keeps its annotations as text
     return dict(look=look, turn=turn, ask=put, answer=answer, clear=lambda tab, language: tab.clear() or _talk(wire, tab, language))
 
-# %% ../nbs/19c_tabs.ipynb #0017-exportde
+# %% ../nbs/19c_tabs.ipynb #0018-exportde
 def _back_handlers(wire: Wiring) -> dict:
     "What happens when someone takes a question back, asks it again or changes it."
     gr = wire.gr
@@ -163,7 +167,7 @@ def _back_handlers(wire: Wiring) -> dict:
     undo.__annotations__ |= dict(event=gr.UndoData)
     return dict(retry=retry, edit=edit, undo=undo)
 
-# %% ../nbs/19c_tabs.ipynb #0018-exportde
+# %% ../nbs/19c_tabs.ipynb #0019-exportde
 def wire_chat(
     wire: Wiring,
 ):
@@ -185,7 +189,7 @@ def wire_chat(
     if wire.desk.folder is not None: _wire_feedback(wire)
     _wire_papers(wire)
 
-# %% ../nbs/19c_tabs.ipynb #0020-exportde
+# %% ../nbs/19c_tabs.ipynb #0021-exportde
 def _wire_feedback(wire: Wiring):
     "Thumbs and corrections."
     gr, box = wire.gr, wire.box
@@ -207,7 +211,7 @@ def _wire_feedback(wire: Wiring):
     box["talk"].like(thumb, [wire.tab, box["language"]], None, **wire.quick)
     gr.on([box["correct"].click, box["correction"].submit], correct, [wire.tab, box["correction"], box["language"]], [box["notice"], box["correction"]], **{**wire.quick, "queue": True}) # a toast needs the queue
 
-# %% ../nbs/19c_tabs.ipynb #0021-exportde
+# %% ../nbs/19c_tabs.ipynb #0022-exportde
 def _wire_papers(wire: Wiring):
     "The conversation as a PDF or as JSON."
     gr, box = wire.gr, wire.box
@@ -222,7 +226,7 @@ def _wire_papers(wire: Wiring):
         made = box[kind].click(lambda tab, language, kind=kind: paper(tab, language, kind), [wire.tab, box["language"]], [box["notice"], box["paper"]], **{**wire.quick, "queue": True})
         made.then(None, None, None, js="() => { setTimeout(() => document.querySelector('#paper')?.click(), 150) }")
 
-# %% ../nbs/19c_tabs.ipynb #0024-exportde
+# %% ../nbs/19c_tabs.ipynb #0025-exportde
 def browser_language(
     header: str, # Accept-Language, as a browser sends it
 ) -> str: # one that the page speaks
@@ -235,7 +239,7 @@ _for_screen_readers = """language => setTimeout(() => {
     document.querySelectorAll('#examples button').forEach((b, n) => { b.ariaLabel = `${document.querySelector('#examples .label').innerText.trim()} ${n + 1}` })
 }, 100)"""
 
-# %% ../nbs/19c_tabs.ipynb #0025-exporten
+# %% ../nbs/19c_tabs.ipynb #0026-exporten
 _enter_leaves_a_number = "() => { document.addEventListener('keydown', e => { if (e.key === 'Enter' && e.target.type === 'number') e.target.blur() }) }" # Gradio takes a typed number when its box is left
 
 def wire_words(
@@ -262,7 +266,7 @@ def wire_words(
     box["model"].input(use, [wire.tab, box["model"], box["language"]], [box["notice"], box["head"], box["model"]], **wire.quick)
     box["dark"].click(None, None, None, js="() => { document.body.classList.toggle('dark') }", **wire.quick)
 
-# %% ../nbs/19c_tabs.ipynb #0028-exportde
+# %% ../nbs/19c_tabs.ipynb #0029-exportde
 def wire_looked(
     wire: Wiring,
 ):
@@ -294,7 +298,7 @@ def wire_looked(
     for event in (box["strength"].release, box["token"].input): event(again, [wire.tab, kept, *wire.parts("strength", "token")], box["map"], **wire.quick)
     box["agree"].click(agree, wire.parts_with_tab("language"), wire.parts("sure", "notice"), **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0031-exportde
+# %% ../nbs/19c_tabs.ipynb #0032-exportde
 def findings_html(
     checks: list, # FindingCheck
     language: str = "en",
@@ -315,17 +319,17 @@ def wire_findings(
     "The table of findings."
     gr, box = wire.gr, wire.box
     def check(tab, language, request: gr.Request):
-        done, image = [], tab.image
+        done, image, by = [], tab.image, _by(tab)
         try:
             for one in known_as(tab, request).findings():
                 done.append(one)
-                yield findings_html(done, language), ""
-            yield findings_html(done, language, tab.contradictions()), ""
+                yield findings_html(done, language) + by, ""
+            yield findings_html(done, language, tab.contradictions()) + by, ""
         except Exception as e: yield _left(gr, tab, image), notice_html(say_error(e, language))
     check.__annotations__["request"] = gr.Request
     box["check"].click(check, wire.parts_with_tab("language"), wire.parts("findings", "notice"), **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0033-exportde
+# %% ../nbs/19c_tabs.ipynb #0034-exportde
 def report_html(
     text: str,       # of a draft, as the gate lets it through
     notes: list[str], # of the gate
@@ -339,11 +343,11 @@ def wire_report(
     "A draft of a report, and the second voice."
     gr, box = wire.gr, wire.box
     def draft(tab, schema, language, request: gr.Request):
-        image = tab.image
+        image, by = tab.image, _by(tab)
         try: made, gate = known_as(tab, request).draft(schema)
         except Exception as e: return _left(gr, tab, image), gr.skip(), notice_html(say_error(e, language))
         leaves = wire.voice.leaves(gate.text) if wire.voice else ""
-        return report_html(gate.text, [*gate.notes, *tab.contradictions()]), f'<p class="medchat-quiet">{html.escape(leaves)}</p>', ""
+        return report_html(gate.text, [*gate.notes, *tab.contradictions()]) + by, f'<p class="medchat-quiet">{html.escape(leaves)}</p>', ""
     draft.__annotations__["request"] = gr.Request
     box["draft"].click(draft, wire.parts_with_tab("schema", "language"), wire.parts("report", "leaves", "notice"), **wire.slow)
     if wire.voice is None: return
@@ -359,7 +363,7 @@ def wire_report(
     box["explain"].click(explain, [wire.tab, gr.State(""), *rest], out, **wire.slow)
     gr.on([box["ask_report"].click, box["report_question"].submit], explain, [wire.tab, box["report_question"], *rest], out, **wire.slow)
 
-# %% ../nbs/19c_tabs.ipynb #0036-exportde
+# %% ../nbs/19c_tabs.ipynb #0037-exportde
 def answers_html(
     answers: list[str],
     names: list[str] = (), # of the models, once they may be seen
@@ -388,7 +392,7 @@ def wire_compare(
     gr.on([box["compare"].click, box["compare_question"].submit], compare, wire.parts_with_tab("models", "compare_question", "language"), [kept, *wire.parts("answers", "vote", "notice")], **wire.slow)
     box["send_vote"].click(vote, [wire.tab, kept, *wire.parts("vote", "language")], wire.parts("answers", "notice"), **wire.quick)
 
-# %% ../nbs/19c_tabs.ipynb #0037-exportde
+# %% ../nbs/19c_tabs.ipynb #0038-exportde
 def wire_history(
     wire: Wiring,
 ):
@@ -400,12 +404,12 @@ def wire_history(
         return table_html(("time", "question", "answer", "model"), rows, language) if rows else f'<p class="medchat-quiet">{html.escape(say("no_hits", language))}</p>'
     for event in (box["search"].change, box["search"].submit, box["tab_history"].select): event(search, wire.parts_with_tab("search", "language"), box["hits"], **wire.quick)
 
-# %% ../nbs/19c_tabs.ipynb #0040-exportde
+# %% ../nbs/19c_tabs.ipynb #0041-exportde
 def _sizes(files: dict) -> str: # name and size of each file
     size = lambda v: len(v) if isinstance(v, bytes) else v.stat().st_size
     return "\n".join([*(f"{size(v):>12,}  {name}" for name, v in files.items()), f"{sum(map(size, files.values())):>12,}  in all"])
 
-# %% ../nbs/19c_tabs.ipynb #0041-exportde
+# %% ../nbs/19c_tabs.ipynb #0042-exportde
 def _token_of(visitor) -> str: # gr.OAuthToken, or None
     if visitor is None or not visitor.token: raise MedchatError("you are not signed in", hint="Press: Sign in with Hugging Face")
     return visitor.token
@@ -416,7 +420,7 @@ def _sent(gr, job, language: str) -> tuple: # what `publish` or `push` did, in w
     said = f"Pushed and verified: {done['url']}/tree/{done['commit']}" if done["commit"] else "Dry run: nothing was sent."
     return "\n".join([said, f"{'private' if done['private'] else 'public'}", *(f"{size:>12,}  {name}" for name, size in done["files"].items())]), ""
 
-# %% ../nbs/19c_tabs.ipynb #0042-exportde
+# %% ../nbs/19c_tabs.ipynb #0043-exportde
 def wire_hub(
     wire: Wiring,
     runs: dict[str, Path], # name -> folder
@@ -452,7 +456,7 @@ def wire_hub(
     for name in ("dry", "push"): box[name].click(send if wire.local else send_as, [*wire.parts("run", "repo"), gr.State(name == "dry"), box["language"]], shown, **busy)
     if wire.local: gr.on([box["load"].click, box["adapter"].submit], load, wire.parts_with_tab("adapter", "language"), wire.parts("model", "models", "tab_compare", "notice"), **busy)
 
-# %% ../nbs/19c_tabs.ipynb #0045-exportde
+# %% ../nbs/19c_tabs.ipynb #0046-exportde
 def _visit(desk: Desk, image: str, model: str, request) -> Session: # a visit of its own
     tab = known_as(Session(desk), request)
     if model: tab.use(model)
@@ -484,7 +488,7 @@ def _ask_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return ask
 
-# %% ../nbs/19c_tabs.ipynb #0046-exportde
+# %% ../nbs/19c_tabs.ipynb #0047-exportde
 def _findings_endpoint(wire: Wiring):
     gr = wire.gr
     def check_findings(image: str, model: str = "", request: gr.Request = None) -> dict:
@@ -503,7 +507,7 @@ def _findings_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return check_findings
 
-# %% ../nbs/19c_tabs.ipynb #0047-exportde
+# %% ../nbs/19c_tabs.ipynb #0048-exportde
 def _report_endpoint(wire: Wiring):
     gr = wire.gr
     def draft_report(image: str, schema: str = "radiology", model: str = "", request: gr.Request = None) -> dict:
@@ -524,7 +528,7 @@ def _report_endpoint(wire: Wiring):
         return _guarded(gr, job)
     return draft_report
 
-# %% ../nbs/19c_tabs.ipynb #0048-exportde
+# %% ../nbs/19c_tabs.ipynb #0049-exportde
 def wire_api(
     wire: Wiring,
     image_box, # makes the image input
